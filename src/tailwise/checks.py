@@ -1,0 +1,88 @@
+"""Guards: every error names the argument, what was expected and what came."""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """The input is wrong, not the program. The command prints it as one line and exits with 2."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of an error message: the nearest valid name, or all of them if none is near.
+
+    >>> nearest("cosin", ["linear", "cosine"])
+    "; did you mean 'cosine'?"
+    >>> nearest("xyz", ["linear", "cosine"])
+    '; valid: cosine, linear'
+    """
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else f"; valid: {', '.join(valid)}"
+
+
+def choice(argument: str, value: str, valid: Iterable[str]) -> str:
+    """`value` if it is one of `valid`, else an InputError that offers the nearest."""
+    valid = list(valid)
+    if value not in valid:
+        raise InputError(f"{argument}: unknown value '{value}'{nearest(str(value), valid)}")
+    return value
+
+
+def number(
+    argument: str, value: float, *, at_least: float = -math.inf, above: float = -math.inf, below: float = math.inf
+) -> float:
+    """`value` if it is a finite number within the bounds, else an InputError.
+
+    >>> number("tau", 16.0, above=0)
+    16.0
+    """
+    ok = isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+    if ok and at_least <= value < below and value > above:
+        return value
+    bounds = [f"at least {at_least:g}"] if at_least > -math.inf else []
+    bounds += [f"above {above:g}"] if above > -math.inf else []
+    bounds += [f"below {below:g}"] if below < math.inf else []
+    raise InputError(f"{argument}: expected a finite number{' ' * bool(bounds)}{' and '.join(bounds)}, got {value!r}")
+
+
+def whole(argument: str, value: int, *, at_least: int = 1) -> int:
+    """`value` if it is a whole number of at least `at_least`, else an InputError.
+
+    >>> whole("num_heads", 2)
+    2
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < at_least:
+        raise InputError(f"{argument}: expected a whole number of at least {at_least}, got {value!r}")
+    return int(value)
+
+
+def divides(num_heads: int, in_features: int) -> None:
+    """Refuse a feature width that does not split into `num_heads` equal heads."""
+    if in_features % num_heads:
+        raise InputError(
+            f"num_heads: expected a divisor of in_features, got num_heads {num_heads} and in_features {in_features}"
+        )
+
+
+def labels_in_range(argument: str, labels: "np.ndarray[tuple[int, ...], np.dtype[np.integer]]", num_classes: int) -> None:
+    """Refuse a label outside 0..C-1, naming the first one and its position."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise InputError(
+            f"{argument}: expected labels in 0..{num_classes - 1}, "
+            f"got {int(labels[wrong[0]])} at position {int(wrong[0])} ({len(wrong)} such)"
+        )
+
+
+def finite(argument: str, values: "np.ndarray[tuple[int, ...], np.dtype[np.floating]]") -> None:
+    """Refuse NaN and infinity, naming the first row that holds one."""
+    rows = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    if len(rows):
+        raise InputError(
+            f"{argument}: expected finite numbers, got NaN or infinity in {len(rows)} of {len(values)} rows "
+            f"(first: row {int(rows[0])})"
+        )

@@ -1,0 +1,110 @@
+"""The classifiers as functions `(features [N, D], weight [C, D]) -> logits [N, C]`."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tailwise.shapes import Float
+
+Norm = Literal["unit", "capsule"]
+
+
+def _norm(x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows 1"]:
+    # float32 at least: the square of a half-precision feature overflows at 256
+    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+
+
+def unit(x: Float[Tensor, "*rows d"], gamma: float = 0.0) -> Float[Tensor, "*rows d"]:
+    """x / (|x| + gamma) over the last axis; a zero vector stays 0, with finite gradient.
+
+    >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    norm = _norm(x) + gamma
+    return (x / norm.where(norm > 0, 1)).to(x.dtype)
+
+
+def squash(x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+    """x / (|x| + 1) over the last axis: the capsule's squashing |x| / (1 + |x|) of the unit vector.
+
+    >>> squash(torch.tensor([3.0, 4.0]))
+    tensor([0.5000, 0.6667])
+    """
+    return (x / (_norm(x) + 1)).to(x.dtype)
+
+
+def heads(x: Float[Tensor, "N D"], num_heads: int) -> Float[Tensor, "N K d"]:
+    """Split the features of each row into `num_heads` consecutive parts of equal width."""
+    return x.view(len(x), num_heads, -1)
+
+
+def scale_features(features: Float[Tensor, "N D"], num_heads: int, norm: Norm) -> Float[Tensor, "N K d"]:
+    """The features of each head, on the unit sphere (`unit`) or inside the unit ball (`capsule`)."""
+    return (unit if norm == "unit" else squash)(heads(features, num_heads))
+
+
+def scale_weight(weight: Float[Tensor, "C D"], num_heads: int, gamma: float) -> Float[Tensor, "C K d"]:
+    """w_k / (|w_k| + gamma) of each class and head."""
+    return unit(heads(weight, num_heads), gamma)
+
+
+def normalized_logits(
+    features: Float[Tensor, "N D"],
+    weight: Float[Tensor, "C D"],
+    *,
+    num_heads: int,
+    tau: float,
+    gamma: float,
+    norm: Norm = "unit",
+) -> Float[Tensor, "N C"]:
+    """Logits of the multi-head normalized classifier, Tang et al. 2020, Eq. 7.
+
+    y = tau / K * sum_k  w_k . x_k / ((|w_k| + gamma) |x_k|), with |x_k| + 1 for |x_k| under norm "capsule"
+    (supplement B). A head whose features or weights are all 0 adds nothing.
+
+    Args:
+        features: [N, D], D divisible by `num_heads`.
+        weight: one row per class, [C, D].
+        num_heads: K.
+        tau: scale of the logits, an inverse temperature.
+        gamma: class-agnostic baseline energy, in units of the weight norm.
+        norm: how features are normalized.
+
+    Limit cases: gamma = 0 and K = 1 is the cosine classifier; the scale of the features changes nothing
+    under norm "unit".
+
+    >>> normalized_logits(torch.tensor([[5.0, 0.0]]), torch.eye(2), num_heads=1, tau=16.0, gamma=0.0)
+    tensor([[16.,  0.]])
+    """
+    x = scale_features(features, num_heads, norm) * (tau / num_heads)
+    return F.linear(x.flatten(1), scale_weight(weight, num_heads, gamma).flatten(1))
+
+
+def causal_logits(
+    features: Float[Tensor, "N D"],
+    weight: Float[Tensor, "C D"],
+    *,
+    num_heads: int = 2,
+    tau: float = 16.0,
+    gamma: float = 1 / 32,
+) -> Float[Tensor, "N C"]:
+    """Eq. 7 of Tang et al. 2020 with the paper's defaults; see `normalized_logits`."""
+    return normalized_logits(features, weight, num_heads=num_heads, tau=tau, gamma=gamma)
+
+
+def cosine_logits(
+    features: Float[Tensor, "N D"], weight: Float[Tensor, "C D"], *, num_heads: int = 1, tau: float = 16.0
+) -> Float[Tensor, "N C"]:
+    """Eq. 7 with gamma = 0: tau times the mean cosine over heads; see `normalized_logits`."""
+    return normalized_logits(features, weight, num_heads=num_heads, tau=tau, gamma=0.0)
+
+
+def capsule_logits(
+    features: Float[Tensor, "N D"], weight: Float[Tensor, "C D"], *, num_heads: int = 1, tau: float = 16.0
+) -> Float[Tensor, "N C"]:
+    """Squashed features on unit weights (Tang et al. 2020, supplement B); see `normalized_logits`."""
+    return normalized_logits(features, weight, num_heads=num_heads, tau=tau, gamma=0.0, norm="capsule")

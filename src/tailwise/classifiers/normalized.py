@@ -1,0 +1,205 @@
+"""Multi-head normalized classifiers, each with the average of the features it was trained on."""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tailwise import checks
+from tailwise.classifiers.average import FeatureAverage
+from tailwise.classifiers.functional import Norm, normalized_logits, scale_features
+from tailwise.shapes import Float
+
+
+class NormalizedClassifier(Protocol):
+    """What total direct effect reads of a classifier: Eq. 7's terms and the average of its features."""
+
+    weight: nn.Parameter
+    average: FeatureAverage
+    num_heads: int
+    tau: float
+    gamma: float
+    norm: Norm
+
+
+class CausalClassifier(nn.Module):
+    """The multi-head classifier of de-confounded training (Tang et al. 2020, Eq. 7).
+
+    logits = tau / K * sum_k  w_k . x_k / ((|w_k| + gamma) |x_k|), in train and in eval mode. Total direct effect
+    (Eq. 8) is never a hidden branch here: `tailwise.adjust.tde` computes it from `weight` and `average`.
+
+    Args:
+        in_features: D, divisible by `num_heads`.
+        num_classes: C.
+        num_heads: K.
+        tau: scale of the logits.
+        gamma: class-agnostic baseline energy.
+        momentum: decay rate of the feature average, in [0, 1].
+
+    Raises:
+        InputError: a value outside its range, D not divisible by K.
+
+    Limit case: gamma = 0 and K = 1 is the cosine classifier.
+
+    >>> classifier = CausalClassifier(8, 3)
+    >>> classifier(torch.ones(2, 8)).shape, classifier.average.value
+    (torch.Size([2, 3]), tensor([1., 1., 1., 1., 1., 1., 1., 1.]))
+    """
+
+    norm: Norm = "unit"
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        num_heads: int = 2,
+        tau: float = 16.0,
+        gamma: float = 1 / 32,
+        momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        self.average = FeatureAverage(in_features, num_heads=num_heads, momentum=momentum)
+        self.weight = _initial_weight(in_features, num_classes)
+        self.num_heads = num_heads
+        self.tau = checks.number("tau", tau, above=0)
+        self.gamma = checks.number("gamma", gamma, at_least=0)
+
+    def forward(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
+        return _observed_logits(self, features)
+
+    def extra_repr(self) -> str:
+        return f"{_sizes(self)}, num_heads={self.num_heads}, tau={self.tau:g}, gamma={self.gamma:g}"
+
+
+class CosineClassifier(nn.Module):
+    """tau times the cosine of feature and class weight, averaged over K heads (Tang et al. 2020, supplement B).
+
+    Eq. 7 with gamma = 0. The average is kept so that Eq. 8 applies ("Cosine-TDE").
+
+    Args:
+        in_features: D, divisible by `num_heads`.
+        num_classes: C.
+        num_heads: K.
+        tau: scale of the logits.
+        momentum: decay rate of the feature average, in [0, 1].
+
+    Raises:
+        InputError: a value outside its range, D not divisible by K.
+
+    >>> CosineClassifier(8, 3)(torch.ones(2, 8)).abs().max() <= 16
+    tensor(True)
+    """
+
+    norm: Norm = "unit"
+    gamma: float = 0.0
+
+    def __init__(
+        self, in_features: int, num_classes: int, *, num_heads: int = 1, tau: float = 16.0, momentum: float = 0.9
+    ) -> None:
+        super().__init__()
+        self.average = FeatureAverage(in_features, num_heads=num_heads, momentum=momentum)
+        self.weight = _initial_weight(in_features, num_classes)
+        self.num_heads = num_heads
+        self.tau = checks.number("tau", tau, above=0)
+
+    def forward(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
+        return _observed_logits(self, features)
+
+    def extra_repr(self) -> str:
+        return f"{_sizes(self)}, num_heads={self.num_heads}, tau={self.tau:g}"
+
+
+class CapsuleClassifier(nn.Module):
+    """Squashed features on unit class weights, averaged over K heads (Tang et al. 2020, supplement B).
+
+    logits = tau / K * sum_k  w_k . x_k / (|w_k| (|x_k| + 1)): longer features give more certain logits.
+
+    Args:
+        in_features: D, divisible by `num_heads`.
+        num_classes: C.
+        num_heads: K.
+        tau: scale of the logits.
+        momentum: decay rate of the feature average, in [0, 1].
+
+    Raises:
+        InputError: a value outside its range, D not divisible by K.
+
+    Limit case: features of infinite length give the cosine classifier.
+
+    >>> CapsuleClassifier(8, 3)(torch.zeros(1, 8)).abs().sum()
+    tensor(0., grad_fn=<SumBackward0>)
+    """
+
+    norm: Norm = "capsule"
+    gamma: float = 0.0
+
+    def __init__(
+        self, in_features: int, num_classes: int, *, num_heads: int = 1, tau: float = 16.0, momentum: float = 0.9
+    ) -> None:
+        super().__init__()
+        self.average = FeatureAverage(in_features, num_heads=num_heads, momentum=momentum)
+        self.weight = _initial_weight(in_features, num_classes)
+        self.num_heads = num_heads
+        self.tau = checks.number("tau", tau, above=0)
+
+    def forward(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
+        return _observed_logits(self, features)
+
+    def extra_repr(self) -> str:
+        return f"{_sizes(self)}, num_heads={self.num_heads}, tau={self.tau:g}"
+
+
+class FoldedClassifier(nn.Module):
+    """Normalized features times one plain matrix: a normalized classifier with everything else folded in.
+
+    `tailwise.adjust.fold_tde` makes it. The weight is a buffer: nothing here is trained, no average is needed.
+
+    Args:
+        weight: [C, D], tau / K, the weight norms and the removed direction already inside.
+        num_heads: K.
+        norm: how features are normalized.
+
+    >>> FoldedClassifier(torch.eye(2), num_heads=1, norm="unit")(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Float[Tensor, "C D"], *, num_heads: int, norm: Norm) -> None:
+        super().__init__()
+        checks.divides(checks.whole("num_heads", num_heads), weight.shape[1])
+        checks.choice("norm", norm, ("unit", "capsule"))
+        self.register_buffer("weight", weight.detach().clone())
+        self.num_heads = num_heads
+        self.norm = norm
+
+    def forward(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
+        return F.linear(scale_features(features, self.num_heads, self.norm).flatten(1), self.weight)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, num_heads={self.num_heads}, norm={self.norm}"
+
+
+def _initial_weight(in_features: int, num_classes: int) -> nn.Parameter:
+    # U(-1/sqrt(D), 1/sqrt(D)) with the full D, not D/K, as the authors have it
+    bound = 1 / math.sqrt(checks.whole("in_features", in_features))
+    return nn.Parameter(torch.empty(checks.whole("num_classes", num_classes), in_features).uniform_(-bound, bound))
+
+
+def _observed_logits(classifier: NormalizedClassifier, features: Tensor) -> Tensor:
+    classifier.average(features)
+    return normalized_logits(
+        features,
+        classifier.weight,
+        num_heads=classifier.num_heads,
+        tau=classifier.tau,
+        gamma=classifier.gamma,
+        norm=classifier.norm,
+    )
+
+
+def _sizes(classifier: NormalizedClassifier) -> str:
+    return f"{classifier.weight.shape[1]}, {classifier.weight.shape[0]}"

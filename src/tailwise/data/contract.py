@@ -1,0 +1,62 @@
+"""What every data set hands to the rest: three splits, the class counts, names and ids."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tailwise import checks
+from tailwise.counts import ClassCounts
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images in memory with their labels and ids.
+
+    images: uint8 [N, channels, H, W]. labels: int64 [N]. ids: one name per image, unique in the data set, [N].
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: NDArray[np.str_]
+
+    def __post_init__(self) -> None:
+        if not len(self.images) == len(self.labels) == len(self.ids):
+            raise checks.InputError(
+                f"split: expected as many labels and ids as images, got {len(self.images)} images, "
+                f"{len(self.labels)} labels and {len(self.ids)} ids"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: NDArray[np.int64]) -> "Split":
+        """The images at `indices`, in that order."""
+        index = torch.from_numpy(indices)
+        return Split(self.images[index], self.labels[index], self.ids[indices])
+
+
+@dataclass(frozen=True)
+class LongTailedData:
+    """A long-tailed training set and what it is judged on.
+
+    train, test: the splits. val: None where the data set defines none and none was carved.
+    counts: training images per class as trained on; losses and samplers use these.
+    published_counts: those of the whole published training set; the groups many / medium / few use these.
+    class_names: [C], class 0 first.
+    subset_hash: SHA-256 of the ids of the published training set and of the test set.
+    normalize: uint8 images -> what the network sees.
+    """
+
+    name: str
+    train: Split
+    val: Split | None
+    test: Split
+    counts: ClassCounts
+    published_counts: ClassCounts
+    class_names: tuple[str, ...]
+    subset_hash: str
+    normalize: Callable[[Tensor], Tensor]

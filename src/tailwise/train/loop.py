@@ -1,0 +1,132 @@
+"""The training loop: every method in the library goes through it, and it knows none of them."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tailwise import checks
+from tailwise.train.stage import Stage
+
+
+class Batches(Protocol):
+    """The (images, labels) batches of one epoch."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """What is known when an epoch ends. epoch counts from 1 within its stage; seconds are of training alone."""
+
+    stage: str
+    epoch: int
+    epochs: int
+    loss: float
+    learning_rate: float
+    images: int
+    seconds: float
+
+
+def fit(
+    model: nn.Module,
+    stages: Sequence[Stage],
+    load: Callable[[Stage, int], Batches],
+    *,
+    on_epoch: Callable[[EpochEnd], None] = lambda _: None,
+) -> None:
+    """Train `model` through `stages`, in place.
+
+    Each step takes one batch, in `accumulate` micro-batches, and weighs every example alike: one batch of 256 and
+    four micro-batches of 64 move weights and feature average by the same amount. Nothing waits for the device
+    within an epoch.
+
+    Args:
+        model: images -> logits.
+        stages: in order; each starts with a fresh optimiser.
+        load: (stage, epoch counted from 1) -> that epoch's batches.
+        on_epoch: called after each epoch; may put the model in eval mode.
+
+    Raises:
+        InputError: an unknown module name in `trainable`, an epoch without a batch, or a loss that is not finite.
+    """
+    for stage in stages:
+        with only_trainable(model, stage.trainable) as set_train_mode:
+            optimizer = stage.optimizer([p for p in model.parameters() if p.requires_grad])
+            for epoch in range(1, stage.epochs + 1):
+                set_train_mode()
+                batches = load(stage, epoch)
+                if not len(batches):
+                    raise checks.InputError(
+                        f"batch_size: expected at most the number of training images with drop_last, "
+                        f"got {stage.batch_size}"
+                    )
+                start, images_seen, lr = time.perf_counter(), 0, math.nan
+                loss_sum: Tensor | float = 0.0
+                for step, (images, labels) in enumerate(batches):
+                    lr = stage.learning_rate(epoch - 1 + step / len(batches))
+                    stage.on_learning_rate(lr)
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr
+                    loss_sum = loss_sum + _step(model, optimizer, stage, images, labels) * len(labels)
+                    images_seen += len(labels)
+                loss = float(loss_sum) / images_seen
+                if not math.isfinite(loss):
+                    raise checks.InputError(
+                        f"stage '{stage.name}': training diverged, the loss of epoch {epoch} is {loss} "
+                        f"at learning rate {lr:g}"
+                    )
+                on_epoch(
+                    EpochEnd(stage.name, epoch, stage.epochs, loss, lr, images_seen, time.perf_counter() - start)
+                )
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, stage: Stage, images: Tensor, labels: Tensor) -> Tensor:
+    """One optimiser step; returns the batch's mean loss, still on the device."""
+    micro = list(zip(images.chunk(stage.accumulate), labels.chunk(stage.accumulate), strict=True))
+    for module in model.modules():  # what moves once per step must know how many forwards a step has
+        if hasattr(module, "update_every"):
+            module.update_every = len(micro)
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=labels.device)
+    for part, target in micro:
+        loss = stage.loss(model(part), target) * (len(target) / len(labels))
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        total += loss.detach()
+    optimizer.step()
+    return total
+
+
+@contextmanager
+def only_trainable(model: nn.Module, trainable: Iterable[str]) -> Iterator[Callable[[], None]]:
+    """Freeze what lies in none of the named modules: parameters take no gradient, modules stay in eval mode.
+
+    Gives a function that puts the rest in train mode. On leaving, every parameter is as trainable as before.
+
+    Raises:
+        InputError: a name that is no module of `model`.
+    """
+    names = [name for name, _ in model.named_modules()]
+    prefixes = [checks.choice("trainable", prefix, names) for prefix in trainable]
+
+    def inside(name: str) -> bool:
+        return any(prefix == "" or name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+    def set_train_mode() -> None:
+        for name, module in model.named_modules():
+            module.training = inside(name)
+
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = parameter.requires_grad and inside(name)
+    try:
+        yield set_train_mode
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = before[name]

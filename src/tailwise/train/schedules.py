@@ -1,0 +1,80 @@
+"""Learning rates as functions of the epochs done: 0 at the start, 0.5 half-way through the first epoch."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from tailwise import checks
+
+Schedule = Callable[[float], float]
+
+
+def constant(peak: float) -> Schedule:
+    """The same learning rate throughout.
+
+    >>> constant(0.1)(7.5)
+    0.1
+    """
+    checks.number("learning_rate", peak, above=0)
+    return lambda done: peak
+
+
+def cosine(peak: float, epochs: int, *, warmup_epochs: float = 0) -> Schedule:
+    """Linear from 0 to `peak` over `warmup_epochs`, then half a cosine down to 0 at `epochs` (Loshchilov & Hutter).
+
+    Args:
+        peak: the highest learning rate.
+        epochs: where it reaches 0.
+        warmup_epochs: below `epochs`; the first step then starts at 0.
+
+    Limit case: no warm-up starts at `peak`.
+
+    >>> cosine(0.2, 90)(45)
+    0.1
+    """
+    checks.number("learning_rate", peak, above=0)
+    checks.number("warmup_epochs", warmup_epochs, at_least=0, below=epochs)
+
+    def rate(done: float) -> float:
+        if done < warmup_epochs:
+            return peak * done / warmup_epochs
+        return peak * 0.5 * (1 + math.cos(math.pi * (done - warmup_epochs) / (epochs - warmup_epochs)))
+
+    return rate
+
+
+def multistep(
+    peak: float, milestones: Sequence[int], *, factor: float, warmup_epochs: int = 0, warmup_from: float = 1 / 3
+) -> Schedule:
+    """Steps down by `factor` from each milestone epoch on, constant within an epoch, after a linear warm-up.
+
+    Epoch e (counted from 1) of the warm-up runs at peak * (warmup_from * (1 - e / W) + e / W); from epoch
+    `milestones[i]` on it is peak * factor^(i+1). This is what the schedule of Zhou et al. 2020 (BBN) and Tang et
+    al. 2020 amounts to, which is stepped before each epoch.
+
+    Args:
+        peak: the learning rate between warm-up and first milestone.
+        milestones: epochs, counted from 1, ascending.
+        factor: of each step, in (0, 1].
+        warmup_epochs: W.
+        warmup_from: where the warm-up line starts, as a fraction of `peak`.
+
+    Limit case: no milestone and no warm-up is `constant`.
+
+    >>> rate = multistep(0.2, [120, 160], factor=0.01, warmup_epochs=5)
+    >>> [round(rate(epoch - 1), 6) for epoch in (1, 5, 119, 120, 160)]
+    [0.093333, 0.2, 0.2, 0.002, 2e-05]
+    """
+    checks.number("learning_rate", peak, above=0)
+    checks.number("factor", factor, above=0)
+    if list(milestones) != sorted(milestones):
+        raise checks.InputError(f"milestones: expected ascending epochs, got {list(milestones)}")
+
+    def rate(done: float) -> float:
+        epoch = math.floor(done) + 1
+        if epoch < warmup_epochs:
+            warm = epoch / warmup_epochs
+            return peak * (warmup_from * (1 - warm) + warm)
+        passed = sum(epoch >= milestone for milestone in milestones)
+        return float(peak * factor**passed)
+
+    return rate

@@ -1,0 +1,62 @@
+"""One training phase as data: what is trainable, which sampler, which loss, how long."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tailwise import checks
+
+
+class Sampler(Protocol):
+    """Which images each epoch draws, in which order."""
+
+    def indices(self, epoch: int) -> Tensor:
+        """int64 indices of epoch 1, 2, ..."""
+
+
+def _ignore(learning_rate: float) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training phase. A two-stage method is a list of these.
+
+    name: shown in logs.
+    epochs: how long.
+    batch_size: images per optimiser step.
+    sampler: which images, in which order.
+    loss: (logits [N, C], target [N]) -> mean over samples.
+    optimizer: parameters -> optimiser.
+    learning_rate: epochs done, a fraction within an epoch -> learning rate; see `train.schedules`.
+    trainable: module names; what lies in none of them is frozen, parameters and batch-norm statistics alike.
+        ("",) is everything, ("classifier",) the classifier alone.
+    accumulate: micro-batches per optimiser step; they share `batch_size`.
+    drop_last: whether a last, smaller batch is left out.
+    on_learning_rate: told each step's learning rate before its forward (the momentum of the feature average may
+        follow it).
+    """
+
+    name: str
+    epochs: int
+    batch_size: int
+    sampler: Sampler
+    loss: Callable[[Tensor, Tensor], Tensor]
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    learning_rate: Callable[[float], float]
+    trainable: tuple[str, ...] = ("",)
+    accumulate: int = 1
+    drop_last: bool = False
+    on_learning_rate: Callable[[float], None] = _ignore
+
+    def __post_init__(self) -> None:
+        checks.whole("epochs", self.epochs)
+        checks.whole("batch_size", self.batch_size)
+        checks.whole("accumulate", self.accumulate)
+        if self.accumulate > self.batch_size:
+            raise checks.InputError(
+                f"accumulate: expected at most batch_size {self.batch_size}, got {self.accumulate}"
+            )
