@@ -1,0 +1,70 @@
+"""tailwise: recognition when classes are long-tailed.
+
+Importing this package has no side effects and loads nothing; a public name is loaded when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tailwise.adjust import background_exempted, fold_tde, tde, tde_components, tde_logits
+    from tailwise.checks import InputError
+    from tailwise.classifiers import (
+        CapsuleClassifier,
+        CausalClassifier,
+        CosineClassifier,
+        FeatureAverage,
+        LinearClassifier,
+    )
+    from tailwise.counts import ClassCounts
+    from tailwise.evaluate import Store
+    from tailwise.recipes.measure import load_model
+    from tailwise.train import Stage, fit
+
+_HOME = {
+    "CapsuleClassifier": "tailwise.classifiers",
+    "CausalClassifier": "tailwise.classifiers",
+    "ClassCounts": "tailwise.counts",
+    "CosineClassifier": "tailwise.classifiers",
+    "FeatureAverage": "tailwise.classifiers",
+    "InputError": "tailwise.checks",
+    "LinearClassifier": "tailwise.classifiers",
+    "Stage": "tailwise.train",
+    "Store": "tailwise.evaluate",
+    "background_exempted": "tailwise.adjust",
+    "fit": "tailwise.train",
+    "fold_tde": "tailwise.adjust",
+    "load_model": "tailwise.recipes.measure",
+    "tde": "tailwise.adjust",
+    "tde_components": "tailwise.adjust",
+    "tde_logits": "tailwise.adjust",
+}
+
+__all__ = [
+    "CapsuleClassifier",
+    "CausalClassifier",
+    "ClassCounts",
+    "CosineClassifier",
+    "FeatureAverage",
+    "InputError",
+    "LinearClassifier",
+    "Stage",
+    "Store",
+    "background_exempted",
+    "fit",
+    "fold_tde",
+    "load_model",
+    "tde",
+    "tde_components",
+    "tde_logits",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tailwise' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

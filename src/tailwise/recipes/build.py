@@ -1,0 +1,167 @@
+"""From settings to objects: the only place where a name becomes data, a module, a sampler or a loss."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from tailwise.backbones import DigitsNet, ResNet32
+from tailwise.classifiers import CapsuleClassifier, CausalClassifier, CosineClassifier, LinearClassifier
+from tailwise.data import EpochBatches, LongTailedData, Split, cifar_lt, digits_lt, random_crop, under_protocol
+from tailwise.data.augment import Augment
+from tailwise.losses import cross_entropy
+from tailwise.recipes.schema import (
+    CausalSettings,
+    ConstantSettings,
+    CosineScheduleSettings,
+    DataSettings,
+    LinearSettings,
+    Recipe,
+    StageSettings,
+)
+from tailwise.recognizer import Recognizer
+from tailwise.sampling import InstanceSampler
+from tailwise.seeds import mixed_seed
+from tailwise.train import Schedule, Stage, constant, cosine, multistep
+
+BACKBONES: dict[str, Callable[[], DigitsNet | ResNet32]] = {
+    "digits-net": DigitsNet,
+    "resnet32": ResNet32,
+    "resnet32-two-branch": partial(ResNet32, two_branch=True),
+}
+AUGMENTS: dict[str, Augment | None] = {
+    "none": None,
+    "shift": partial(random_crop, padding=1, flip=False),
+    "crop-flip": partial(random_crop, padding=4, flip=True),
+}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross-entropy": cross_entropy}
+TRAINABLE = {"all": ("",), "classifier": ("classifier",)}
+STARTING_MOMENTUM = 0.9  # of an average that follows the learning rate, until the first step sets it
+
+PREDICT_BATCH = 500
+
+
+def build_data(recipe: Recipe, seed: int, data_dir: Path | None) -> LongTailedData:
+    """The recipe's data as its protocol uses it."""
+    settings: DataSettings = recipe.data
+    subset_seed = subset_seed_of(recipe, seed)
+    tail = {"imbalance_ratio": settings.imbalance_ratio, "profile": settings.profile}
+    if settings.name == "digits-lt":
+        data = digits_lt(subset_seed, **tail)
+    else:
+        num_classes = {"cifar10-lt": 10, "cifar100-lt": 100}[settings.name]
+        data = cifar_lt(num_classes, subset_seed, data_dir=data_dir, **tail)
+    return under_protocol(data, recipe.protocol, subset_seed)
+
+
+def subset_seed_of(recipe: Recipe, seed: int) -> int:
+    """Which subset a training seed sees: the recipe's, or its own."""
+    return seed if recipe.data.subset_seed is None else recipe.data.subset_seed
+
+
+def build_model(recipe: Recipe, num_classes: int) -> Recognizer:
+    """Backbone and classifier, freshly initialised from torch's global random state."""
+    backbone = BACKBONES[recipe.backbone.name]()
+    return Recognizer(backbone, build_classifier(recipe, backbone.num_features, num_classes))
+
+
+def build_classifier(recipe: Recipe, in_features: int, num_classes: int) -> nn.Module:
+    settings = recipe.classifier
+    if isinstance(settings, LinearSettings):
+        return LinearClassifier(in_features, num_classes, bias=settings.bias)
+    momentum = STARTING_MOMENTUM if settings.momentum == "follow-lr" else settings.momentum
+    if isinstance(settings, CausalSettings):
+        return CausalClassifier(
+            in_features,
+            num_classes,
+            num_heads=settings.num_heads,
+            tau=settings.tau,
+            gamma=settings.gamma,
+            momentum=momentum,
+        )
+    kind = {"cosine": CosineClassifier, "capsule": CapsuleClassifier}[settings.name]
+    return kind(in_features, num_classes, num_heads=settings.num_heads, tau=settings.tau, momentum=momentum)
+
+
+def build_stages(recipe: Recipe, model: Recognizer, data: LongTailedData, seed: int) -> list[Stage]:
+    def follow(learning_rate: float) -> None:
+        average = model.classifier.get_submodule("average")
+        average.momentum = average_momentum(learning_rate)  # type: ignore[assignment]  # a FeatureAverage
+
+    follows = getattr(recipe.classifier, "momentum", None) == "follow-lr"
+    return [
+        Stage(
+            name=stage.name,
+            epochs=stage.epochs,
+            batch_size=stage.batch_size,
+            sampler=InstanceSampler(len(data.train), mixed_seed(seed, number)),
+            loss=LOSSES[stage.loss],
+            optimizer=partial(_sgd, stage),
+            learning_rate=build_schedule(stage),
+            trainable=TRAINABLE[stage.trainable],
+            accumulate=stage.accumulate,
+            drop_last=stage.drop_last,
+            **({"on_learning_rate": follow} if follows else {}),
+        )
+        for number, stage in enumerate(recipe.stages)
+    ]
+
+
+def average_momentum(learning_rate: float) -> float:
+    """1 - 0.1 min(50 lr, 1): the authors' schedule, a nearly flat average at the end of training.
+
+    >>> average_momentum(0.2), round(average_momentum(0.0004), 6)
+    (0.9, 0.998)
+    """
+    return 1 - 0.1 * min(50 * learning_rate, 1)
+
+
+def build_schedule(stage: StageSettings) -> Schedule:
+    schedule = stage.schedule
+    if isinstance(schedule, ConstantSettings):
+        return constant(stage.learning_rate)
+    if isinstance(schedule, CosineScheduleSettings):
+        return cosine(stage.learning_rate, stage.epochs, warmup_epochs=schedule.warmup_epochs)
+    return multistep(
+        stage.learning_rate,
+        schedule.milestones,
+        factor=schedule.factor,
+        warmup_epochs=schedule.warmup_epochs,
+        warmup_from=schedule.warmup_from,
+    )
+
+
+def build_load(recipe: Recipe, data: LongTailedData, seed: int) -> Callable[[Stage, int], EpochBatches]:
+    """(stage, epoch) -> the batches of that epoch of training."""
+    settings = {stage.name: stage for stage in recipe.stages}
+
+    def load(stage: Stage, epoch: int) -> EpochBatches:
+        return EpochBatches(
+            data.train,
+            stage.sampler.indices(epoch),
+            stage.batch_size,
+            data.normalize,
+            augment=AUGMENTS[settings[stage.name].augment],
+            seed=mixed_seed(seed, list(settings).index(stage.name), epoch),
+            drop_last=stage.drop_last,
+        )
+
+    return load
+
+
+def in_order(data: LongTailedData, split: Split) -> EpochBatches:
+    """Every image of a split once, unaugmented, in its own order."""
+    return EpochBatches(split, torch.arange(len(split)), PREDICT_BATCH, data.normalize)
+
+
+def _sgd(stage: StageSettings, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    return SGD(
+        parameters,
+        lr=stage.learning_rate,
+        momentum=stage.momentum,
+        weight_decay=stage.weight_decay,
+        nesterov=stage.nesterov,
+    )

@@ -1,0 +1,90 @@
+"""Dotted `key=value` overrides of a recipe's settings."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from tailwise import checks
+from tailwise.recipes.schema import Recipe
+
+FIXED = ("name", "published")  # what a recipe is, not how it is set
+
+
+def override(recipes: Sequence[Recipe], assignments: Sequence[str]) -> list[Recipe]:
+    """The recipes with each "key=value" applied where the recipe has that key.
+
+    Args:
+        recipes: at least one; of a suite, say.
+        assignments: such as "stages.0.epochs=5" or "classifier.num_heads=4". Values are JSON; what is no JSON is
+            text.
+
+    Raises:
+        InputError: no "=", a key that no recipe has (the nearest valid one is offered), a value of the wrong type or
+            out of range.
+
+    >>> from tailwise.recipes.catalog import find
+    >>> override(find("digits-lt/tde"), ["stages.0.epochs=5"])[0].stages[0].epochs
+    5
+    """
+    pairs = []
+    keys = {recipe.name: list(_keys(_settings(recipe))) for recipe in recipes}
+    every_key = {key for known in keys.values() for key in known}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise checks.InputError(f"override: expected key=value, got '{assignment}'")
+        if key not in every_key:
+            raise checks.InputError(f"override: unknown key '{key}'{_nearest_key(key, every_key)}")
+        pairs.append((key, _parse(value)))
+    return [_apply(recipe, [(key, value) for key, value in pairs if key in keys[recipe.name]]) for recipe in recipes]
+
+
+def _apply(recipe: Recipe, pairs: list[tuple[str, Any]]) -> Recipe:
+    settings = recipe.model_dump(mode="json")
+    for key, value in pairs:
+        *parents, last = key.split(".")
+        place: Any = settings
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place[part]
+        place[last] = value
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # pydantic adds the tag of a union to the path; the key as typed is the clearest name
+        path = ".".join(str(part) for part in first["loc"])
+        key = next((k for k, _ in pairs if path.startswith(k) or k.split(".")[-1] in first["loc"]), path)
+        raise checks.InputError(f"{key}: {_lower(first['msg'])}, got {first['input']!r}") from error
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in recipe.model_dump(mode="json").items() if key not in FIXED}
+
+
+def _keys(settings: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted name of every value, and of every list of plain values."""
+    items = enumerate(settings) if isinstance(settings, list) else settings.items()
+    for key, value in items:
+        nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
+        if nested:
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _nearest_key(key: str, valid: set[str]) -> str:
+    same_end = sorted(name for name in valid if name.split(".")[-1] == key.split(".")[-1])
+    return f"; did you mean '{same_end[0]}'?" if same_end else checks.nearest(key, valid)
+
+
+def _parse(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]

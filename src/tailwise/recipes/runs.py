@@ -1,0 +1,155 @@
+"""Run folders: RUN/recipe.json and one sub-folder per seed.
+
+RUN/seed-0/ holds checkpoint.safetensors (the weights the protocol chose), results.json (what was measured), log.jsonl
+(a line per epoch) and stores/ (features and logits of val and test).
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tailwise import checks
+from tailwise.recipes.schema import Recipe
+
+FORMAT = "tailwise-run/1"
+RECIPE, CHECKPOINT, RESULTS, LOG = "recipe.json", "checkpoint.safetensors", "results.json", "log.jsonl"
+
+
+@dataclass(frozen=True)
+class SeedFolder:
+    """One finished run of a recipe."""
+
+    path: Path
+    recipe: Recipe
+    seed: int
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / CHECKPOINT
+
+    def store(self, split: str) -> Path:
+        return self.path / "stores" / split
+
+    def results(self) -> dict[str, Any]:
+        """What was measured when the run ended."""
+        return read_json(self.path / RESULTS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: its recipe and its finished seeds, ascending."""
+
+    path: Path
+    recipe: Recipe
+    seeds: tuple[SeedFolder, ...]
+
+
+def open_run(path: Path) -> Run:
+    """The run in this folder.
+
+    Raises:
+        InputError: no run folder, one with a corrupt recipe, one without a finished seed.
+    """
+    if not (path / RECIPE).is_file():
+        inside = sorted(child.parent.name for child in path.glob(f"*/{RECIPE}")) if path.is_dir() else []
+        hint = f"; it holds the runs {', '.join(inside)}" if inside else ""
+        kind = "a folder without one" if path.is_dir() else "a file" if path.exists() else "nothing there"
+        raise checks.InputError(f"{path}: expected a run folder with {RECIPE}, got {kind}{hint}")
+    about = read_json(path / RECIPE)
+    if about.get("format") != FORMAT:
+        raise checks.InputError(f"{path / RECIPE}: expected format {FORMAT}, got {about.get('format', 'none')}")
+    try:
+        recipe = Recipe.model_validate(about["recipe"])
+    except (ValidationError, KeyError) as error:
+        raise checks.InputError(f"{path / RECIPE}: not a recipe of this version of tailwise") from error
+    numbers = sorted(
+        int(child.parent.name.removeprefix("seed-"))
+        for child in path.glob(f"seed-*/{RESULTS}")
+        if child.parent.name.removeprefix("seed-").isdigit()
+    )
+    if not numbers:
+        raise checks.InputError(f"{path}: expected at least one finished seed, got none")
+    return Run(path, recipe, tuple(SeedFolder(path / f"seed-{n}", recipe, n) for n in numbers))
+
+
+def open_runs(path: Path) -> list[Run]:
+    """The run in this folder, or the runs of the suite in it; errors as in `open_run`."""
+    members = sorted(child.parent for child in path.glob(f"*/{RECIPE}")) if path.is_dir() else []
+    return [open_run(member) for member in members] if members else [open_run(path)]
+
+
+def free_folder(name: str, out: Path | None) -> Path:
+    """Where new runs go: `out`, or runs/NAME, or the first free of runs/NAME-2, runs/NAME-3, ...
+
+    Raises:
+        InputError: `out` is there already and is not an empty folder.
+    """
+    if out is not None:
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise checks.InputError(f"out: expected a new or empty folder, got {out}, which holds something")
+        return out
+    folder, number = Path("runs") / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise checks.InputError(f"{path}: cannot make the folder ({error.strerror})") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise checks.InputError(f"{path}: cannot write ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write atomically: the old file or the new one, never a part.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w") as file:
+            file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise checks.InputError(f"{path}: cannot write ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises InputError for a file that is absent or no JSON object."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise checks.InputError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise checks.InputError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content

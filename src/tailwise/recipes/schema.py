@@ -1,0 +1,148 @@
+"""The settings of a recipe: typed, frozen, with a range and a unit each. `build` turns them into objects.
+
+No torch here: the command lists and checks recipes without loading it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Protocol = Literal["clean", "paper", "legacy"]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataSettings(Settings):
+    """imbalance_ratio: N_max / N_min. subset_seed: which subset; null is the training seed."""
+
+    name: Literal["digits-lt", "cifar10-lt", "cifar100-lt"]
+    imbalance_ratio: Annotated[float, Field(ge=1)]
+    profile: Literal["exp", "step"] = "exp"
+    subset_seed: Annotated[int, Field(ge=0)] | None = None
+
+
+class BackboneSettings(Settings):
+    name: Literal["digits-net", "resnet32", "resnet32-two-branch"]
+
+
+class LinearSettings(Settings):
+    name: Literal["linear"] = "linear"
+    bias: bool = False
+
+
+class CosineSettings(Settings):
+    """momentum: decay rate of the feature average; "follow-lr" is 1 - 0.1 min(50 lr, 1), as the authors' code."""
+
+    name: Literal["cosine"] = "cosine"
+    num_heads: PositiveInt = 1
+    tau: PositiveFloat = 16.0
+    momentum: Fraction | Literal["follow-lr"] = 0.9
+
+
+class CapsuleSettings(Settings):
+    """As `CosineSettings`."""
+
+    name: Literal["capsule"] = "capsule"
+    num_heads: PositiveInt = 1
+    tau: PositiveFloat = 16.0
+    momentum: Fraction | Literal["follow-lr"] = 0.9
+
+
+class CausalSettings(Settings):
+    """num_heads, tau, gamma: K, tau, gamma of Tang et al. 2020, Eq. 7. momentum: as `CosineSettings`."""
+
+    name: Literal["causal"] = "causal"
+    num_heads: PositiveInt = 2
+    tau: PositiveFloat = 16.0
+    gamma: NonNegative = 1 / 32
+    momentum: Fraction | Literal["follow-lr"] = 0.9
+
+
+ClassifierSettings = Annotated[
+    LinearSettings | CosineSettings | CapsuleSettings | CausalSettings, Field(discriminator="name")
+]
+
+
+class ConstantSettings(Settings):
+    kind: Literal["constant"] = "constant"
+
+
+class CosineScheduleSettings(Settings):
+    """warmup_epochs: linear warm-up from 0, may be a fraction."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup_epochs: NonNegative = 0.0
+
+
+class MultistepSettings(Settings):
+    """milestones: epochs counted from 1. factor: of each step. warmup_from: a fraction of the peak."""
+
+    kind: Literal["multistep"] = "multistep"
+    milestones: tuple[PositiveInt, ...]
+    factor: Annotated[float, Field(gt=0, le=1)]
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    warmup_from: Fraction = 1 / 3
+
+
+ScheduleSettings = Annotated[
+    ConstantSettings | CosineScheduleSettings | MultistepSettings, Field(discriminator="kind")
+]
+
+
+class StageSettings(Settings):
+    """One training phase; the terms are those of `tailwise.train.Stage`.
+
+    learning_rate: the peak. momentum, weight_decay, nesterov: of SGD, on all parameters.
+    """
+
+    name: str
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    schedule: ScheduleSettings
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 5e-4
+    nesterov: bool = False
+    sampler: Literal["instance"] = "instance"
+    loss: Literal["cross-entropy"] = "cross-entropy"
+    augment: Literal["none", "shift", "crop-flip"]
+    trainable: Literal["all", "classifier"] = "all"
+    accumulate: PositiveInt = 1
+    drop_last: bool = False
+
+
+class TdeSettings(Settings):
+    """alpha: of Eq. 8; null is what the protocol says: chosen on val under clean, `fixed_alpha` otherwise."""
+
+    alpha: float | Literal["auto"] | None = None
+    fixed_alpha: float
+
+
+class Published(Settings):
+    """A number of the paper: top-1 of one method over all classes, in percent, and where it is printed."""
+
+    method: str
+    all: float
+    source: str
+
+
+class Recipe(Settings):
+    """A named, complete experiment. `data/method` is its name; seeds is how many runs it takes by default."""
+
+    name: str
+    data: DataSettings
+    backbone: BackboneSettings
+    classifier: ClassifierSettings
+    stages: tuple[StageSettings, ...]
+    tde: TdeSettings
+    protocol: Protocol = "clean"
+    seeds: PositiveInt = 3
+    published: tuple[Published, ...] = ()
+
+    @property
+    def method(self) -> str:
+        return self.name.split("/")[1]

@@ -1,0 +1,1 @@
+"""Tables and progress, from stored records alone."""

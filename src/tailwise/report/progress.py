@@ -1,0 +1,85 @@
+"""How training goes: bars on a terminal, plain lines elsewhere."""
+
+import time
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_LINE_EVERY = 30.0  # seconds
+
+
+class _EpochEnd(Protocol):
+    @property
+    def loss(self) -> float: ...
+
+
+class Bars:
+    """One bar per run while it trains, one line when it is done."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("epochs  {task.fields[note]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+        )
+        self.task: Any = None
+
+    def __enter__(self) -> "Bars":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def begin(self, label: str, epochs: int) -> None:
+        self.task = self.progress.add_task(label, total=epochs, note="")
+
+    def epoch(self, end: _EpochEnd, val: float | None) -> None:
+        self.progress.update(self.task, advance=1, note=_note(end, val))
+
+    def done(self, label: str, line: str) -> None:
+        self.progress.remove_task(self.task)
+        self.console.print(f"{label}: {line}", highlight=False, markup=False)
+
+
+class Lines:
+    """A line when a run is done, and one now and then while a long one trains."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def begin(self, label: str, epochs: int) -> None:
+        self.label, self.epochs, self.number, self.said = label, epochs, 0, time.monotonic()
+
+    def epoch(self, end: _EpochEnd, val: float | None) -> None:
+        self.number += 1
+        if time.monotonic() - self.said >= PLAIN_LINE_EVERY:
+            self.said = time.monotonic()
+            self._print(f"{self.label}: epoch {self.number}/{self.epochs}, {_note(end, val)}")
+
+    def done(self, label: str, line: str) -> None:
+        self._print(f"{label}: {line}")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def watching(console: Console) -> Bars | Lines:
+    """Bars if the console is a terminal, else lines; used as a context manager around training."""
+    return Bars(console) if console.is_terminal else Lines(console)
+
+
+def _note(end: _EpochEnd, val: float | None) -> str:
+    return f"loss {end.loss:.3f}" + ("" if val is None else f", val {val:.1f}")

@@ -1,0 +1,107 @@
+"""Mean and spread over seeds, from stored records alone."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from tailwise.counts import ClassCounts
+
+GROUPS = ("many", "medium", "few", "all")
+Result = dict[str, Any]
+
+
+def mean_and_std(values: Sequence[float | None]) -> dict[str, float | None] | None:
+    """Mean and sample standard deviation; None if nothing was measured, std None for a single value.
+
+    >>> mean_and_std([80.0, 90.0])
+    {'mean': 85.0, 'std': 7.0710678118654755}
+    """
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    if not known:
+        return None
+    return {"mean": statistics.fmean(known), "std": statistics.stdev(known) if len(known) > 1 else None}
+
+
+def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One row per method over the seeds of one run: accuracies in percent, and what TDE was set to.
+
+    Args:
+        results: one record per seed, each with the same "rows".
+
+    Returns:
+        {"method", "many", "medium", "few", "all"}, each accuracy {"mean", "std"} or None for an empty group; with
+        TDE also "alpha" (one value per seed, where from) and "head_cosine" by group.
+    """
+    summary = []
+    for method in results[0]["rows"]:
+        rows = [result["rows"][method] for result in results]
+        row: dict[str, Any] = {"method": method}
+        row.update({group: mean_and_std([r[group] for r in rows]) for group in GROUPS})
+        if "alpha" in rows[0]:
+            row["alpha"] = {"values": [r["alpha"]["value"] for r in rows], "from": rows[0]["alpha"]["from"]}
+            row["head_cosine"] = {g: mean_and_std([r["head_cosine"][g] for r in rows]) for g in GROUPS[:3]}
+        summary.append(row)
+    return summary
+
+
+def combined(name: str, runs: dict[str, list[Result]]) -> dict[str, Any]:
+    """One record of all runs of a recipe or suite: a row per method, and what they rest on.
+
+    Args:
+        name: of the recipe or suite.
+        runs: run folder -> its seeds' results, all under one protocol.
+    """
+    first = next(iter(runs.values()))
+    return {
+        "name": name,
+        "protocol": first[0]["protocol"],
+        "seeds": [result["seed"] for result in first],
+        "subset_hashes": [result["subset_hash"] for result in first],
+        "group_sizes": _group_sizes(first[0]),
+        "rows": [row for results in runs.values() for row in summarize(results)],
+        "runs": list(runs),
+        "versions": first[0]["versions"],
+    }
+
+
+def compared(runs: dict[str, list[Result]]) -> dict[str, Any]:
+    """One record of any runs side by side: each row names its run and protocol, and differs from the first row.
+
+    Args:
+        runs: run folder -> its seeds' results.
+    """
+    first = next(iter(runs.values()))
+    first_method = next(iter(first[0]["rows"]))
+    rows = []
+    for folder, results in runs.items():
+        for row in summarize(results):
+            difference = paired_difference(first, results, (first_method, row["method"])) if rows else None
+            rows.append({"run": folder, "protocol": results[0]["protocol"], **row, "difference": difference})
+    sizes = [_group_sizes(results[0]) for results in runs.values()]
+    return {
+        "name": "compare",
+        "protocol": ", ".join(sorted({results[0]["protocol"] for results in runs.values()})),
+        "seeds": sorted({result["seed"] for results in runs.values() for result in results}),
+        "group_sizes": sizes[0] if all(size == sizes[0] for size in sizes) else None,
+        "rows": rows,
+        "runs": list(runs),
+    }
+
+
+def _group_sizes(result: Result) -> dict[str, int]:
+    groups = ClassCounts(tuple(result["published_counts"])).group_sizes
+    return {**groups, "all": sum(groups.values())}
+
+
+def paired_difference(first: Sequence[Result], other: Sequence[Result], methods: tuple[str, str]) -> Any:
+    """Mean and spread, over the seeds both have on the same subset, of other's "all" minus first's; None if none.
+
+    >>> first = [{"seed": 0, "subset_hash": "a", "rows": {"linear": {"all": 80.0}}}]
+    >>> other = [{"seed": 0, "subset_hash": "a", "rows": {"tde": {"all": 83.0}}}]
+    >>> paired_difference(first, other, ("linear", "tde"))
+    {'mean': 3.0, 'std': None}
+    """
+    before = {(r["seed"], r["subset_hash"]): r["rows"][methods[0]]["all"] for r in first}
+    after = {(r["seed"], r["subset_hash"]): r["rows"][methods[1]]["all"] for r in other}
+    return mean_and_std([after[key] - before[key] for key in sorted(before.keys() & after.keys())])
