@@ -1,3 +1,5 @@
+"""`python -m tailwise` is the command `tailwise`."""
+
 from tailwise.cli import main
 
 main()

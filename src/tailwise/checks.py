@@ -68,7 +68,9 @@ def divides(num_heads: int, in_features: int) -> None:
         )
 
 
-def labels_in_range(argument: str, labels: "np.ndarray[tuple[int, ...], np.dtype[np.integer]]", num_classes: int) -> None:
+def labels_in_range(
+    argument: str, labels: "np.ndarray[tuple[int, ...], np.dtype[np.integer]]", num_classes: int
+) -> None:
     """Refuse a label outside 0..C-1, naming the first one and its position."""
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):

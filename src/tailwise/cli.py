@@ -78,7 +78,7 @@ def train(
         json,
         lines=[
             f"wrote {folder}: checkpoints, features and results of {len(trained)} x {len(numbers)} runs",
-            f"next: tailwise evaluate {trained[-1].path} --alpha 2",
+            f"next: tailwise evaluate {trained[-1].path} --alpha 1",
         ],
     )
 

@@ -1,5 +1,6 @@
 """Seeds made of seeds."""
 
+
 def mixed_seed(*parts: int) -> int:
     """One 63-bit seed from several numbers, so that neighbouring seeds and epochs are unrelated streams.
 

@@ -2,7 +2,7 @@
 
 from tailwise.adjust.background import background_exempted
 from tailwise.adjust.search import ALPHAS, Sweep, sweep_alpha
-from tailwise.adjust.tde import fold_tde, head_cosine, tde, tde_components, tde_logits
+from tailwise.adjust.total_direct_effect import fold_tde, head_cosine, tde, tde_components, tde_logits
 
 __all__ = [
     "ALPHAS",

@@ -44,9 +44,7 @@ class FeatureAverage(nn.Module):
     _sum: Tensor
     _count: Tensor
 
-    def __init__(
-        self, num_features: int, *, num_heads: int = 1, momentum: float = 0.9, update_every: int = 1
-    ) -> None:
+    def __init__(self, num_features: int, *, num_heads: int = 1, momentum: float = 0.9, update_every: int = 1) -> None:
         super().__init__()
         checks.whole("num_features", num_features)
         checks.divides(checks.whole("num_heads", num_heads), num_features)
@@ -102,8 +100,8 @@ class FeatureAverage(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FeatureAverage":
         # `.half()` and `.bfloat16()` would round a sum that can be thousands of times one feature: follow the
         # device, keep the precision.
-        before = {name: buffer for name, buffer in self.named_buffers()}
-        super()._apply(fn, recurse)
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, buffer in before.items():
             moved = getattr(self, name)
             if torch.finfo(moved.dtype).bits < 32:

@@ -14,7 +14,8 @@ Norm = Literal["unit", "capsule"]
 def _norm(x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows 1"]:
     # float32 at least: the square of a half-precision feature overflows at 256
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    return norm
 
 
 def unit(x: Float[Tensor, "*rows d"], gamma: float = 0.0) -> Float[Tensor, "*rows d"]:

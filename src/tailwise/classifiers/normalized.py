@@ -1,7 +1,7 @@
 """Multi-head normalized classifiers, each with the average of the features it was trained on."""
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from tailwise.classifiers.functional import Norm, normalized_logits, scale_featu
 from tailwise.shapes import Float
 
 
+@runtime_checkable
 class NormalizedClassifier(Protocol):
     """What total direct effect reads of a classifier: Eq. 7's terms and the average of its features."""
 

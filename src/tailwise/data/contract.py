@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ class Split:
 
     images: Tensor
     labels: Tensor
-    ids: NDArray[np.str_]
+    ids: NDArray[Any]
 
     def __post_init__(self) -> None:
         if not len(self.images) == len(self.labels) == len(self.ids):

@@ -39,7 +39,9 @@ def under_protocol(data: LongTailedData, protocol: Protocol, seed: int) -> LongT
     labels = data.train.labels.numpy()
     sizes = val_sizes(data.counts.per_class)
     if not any(sizes):
-        raise checks.InputError("protocol: expected a class with at least 3 training images to carve val from, got none")
+        raise checks.InputError(
+            "protocol: expected a class with at least 3 training images to carve val from, got none"
+        )
     # num_classes from the counts: the last classes may have no image
     orders = frozen_order(labels, f"{data.name}/val", seed)
     taken = np.sort(np.concatenate([order[:n] for order, n in zip(orders, sizes, strict=False)]))

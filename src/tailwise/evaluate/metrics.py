@@ -30,7 +30,9 @@ def per_class_accuracy(predicted: Classes, labels: Classes, num_classes: int) ->
     checks.labels_in_range("labels", labels, num_classes)
     seen = np.bincount(labels, minlength=num_classes)
     right = np.bincount(labels[predicted == labels], minlength=num_classes)
-    return np.divide(100.0 * right, seen, out=np.full(num_classes, np.nan), where=seen > 0)
+    accuracy = np.full(num_classes, np.nan)
+    accuracy[seen > 0] = 100.0 * right[seen > 0] / seen[seen > 0]
+    return accuracy
 
 
 def mean_per_class_accuracy(predicted: Classes, labels: Classes, num_classes: int) -> float:
@@ -60,7 +62,7 @@ def shot_accuracy(predicted: Classes, labels: Classes, counts: ClassCounts) -> d
         InputError: as `per_class_accuracy`.
 
     >>> shot_accuracy(np.array([0, 1, 1]), np.array([0, 0, 1]), ClassCounts((200, 5)))
-    {'many': 50.0, 'medium': None, 'few': 100.0, 'all': 66.66666666666667}
+    {'many': 50.0, 'medium': None, 'few': 100.0, 'all': 66.66...}
     """
     per_class = per_class_accuracy(predicted, labels, counts.num_classes)
     accuracy: dict[str, float | None] = {}

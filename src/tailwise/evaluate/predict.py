@@ -1,8 +1,8 @@
 """Run a model over a split once."""
 
 from collections.abc import Iterable
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,7 +17,7 @@ def predict(
     model: Recognizer,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
-    ids: NDArray[np.str_],
+    ids: NDArray[Any],
     checkpoint: str,
     split: str,
 ) -> Store:

@@ -31,7 +31,7 @@ class Store:
     features: NDArray[np.float32]
     logits: NDArray[np.float32]
     labels: NDArray[np.int64]
-    ids: NDArray[np.str_]
+    ids: NDArray[Any]
     checkpoint: str
     split: str
 

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from tailwise.backbones import DigitsNet, ResNet32
-from tailwise.classifiers import CapsuleClassifier, CausalClassifier, CosineClassifier, LinearClassifier
+from tailwise.classifiers import (
+    CapsuleClassifier,
+    CausalClassifier,
+    CosineClassifier,
+    FeatureAverage,
+    LinearClassifier,
+)
 from tailwise.data import EpochBatches, LongTailedData, Split, cifar_lt, digits_lt, random_crop, under_protocol
 from tailwise.data.augment import Augment
 from tailwise.losses import cross_entropy
@@ -48,12 +54,16 @@ def build_data(recipe: Recipe, seed: int, data_dir: Path | None) -> LongTailedDa
     """The recipe's data as its protocol uses it."""
     settings: DataSettings = recipe.data
     subset_seed = subset_seed_of(recipe, seed)
-    tail = {"imbalance_ratio": settings.imbalance_ratio, "profile": settings.profile}
     if settings.name == "digits-lt":
-        data = digits_lt(subset_seed, **tail)
+        data = digits_lt(subset_seed, imbalance_ratio=settings.imbalance_ratio, profile=settings.profile)
     else:
-        num_classes = {"cifar10-lt": 10, "cifar100-lt": 100}[settings.name]
-        data = cifar_lt(num_classes, subset_seed, data_dir=data_dir, **tail)
+        data = cifar_lt(
+            {"cifar10-lt": 10, "cifar100-lt": 100}[settings.name],
+            subset_seed,
+            data_dir=data_dir,
+            imbalance_ratio=settings.imbalance_ratio,
+            profile=settings.profile,
+        )
     return under_protocol(data, recipe.protocol, subset_seed)
 
 
@@ -69,6 +79,7 @@ def build_model(recipe: Recipe, num_classes: int) -> Recognizer:
 
 
 def build_classifier(recipe: Recipe, in_features: int, num_classes: int) -> nn.Module:
+    """The recipe's classifier, freshly initialised."""
     settings = recipe.classifier
     if isinstance(settings, LinearSettings):
         return LinearClassifier(in_features, num_classes, bias=settings.bias)
@@ -87,9 +98,12 @@ def build_classifier(recipe: Recipe, in_features: int, num_classes: int) -> nn.M
 
 
 def build_stages(recipe: Recipe, model: Recognizer, data: LongTailedData, seed: int) -> list[Stage]:
+    """The recipe's stages on this data; `model` is what an average that follows the learning rate belongs to."""
+
     def follow(learning_rate: float) -> None:
         average = model.classifier.get_submodule("average")
-        average.momentum = average_momentum(learning_rate)  # type: ignore[assignment]  # a FeatureAverage
+        assert isinstance(average, FeatureAverage)
+        average.momentum = average_momentum(learning_rate)
 
     follows = getattr(recipe.classifier, "momentum", None) == "follow-lr"
     return [
@@ -120,6 +134,7 @@ def average_momentum(learning_rate: float) -> float:
 
 
 def build_schedule(stage: StageSettings) -> Schedule:
+    """The learning rate of a stage."""
     schedule = stage.schedule
     if isinstance(schedule, ConstantSettings):
         return constant(stage.learning_rate)

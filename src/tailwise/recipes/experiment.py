@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from tailwise.seeds import mixed_seed
 from tailwise.train import EpochEnd, fit, save_checkpoint
 
 
+@runtime_checkable
 class Watch(Protocol):
     """Told how training goes; draws it or stays silent."""
 
@@ -100,7 +101,7 @@ def _train_one(recipe: Recipe, seed: int, folder: Path, data_dir: Path | None, w
         with (written / runs.LOG).open("w") as log:
 
             def on_epoch(end: EpochEnd) -> None:
-                score = keep.consider(end)
+                score = keep.consider()
                 print(json.dumps({**asdict(end), "val": score}), file=log, flush=True)
                 watch.epoch(end, score)
 
@@ -143,7 +144,7 @@ class _BestOnVal:
         self.epoch, self.best_epoch, self.best = 0, 0, -1.0
         self.state: dict[str, Tensor] = {}
 
-    def consider(self, end: EpochEnd) -> float | None:
+    def consider(self) -> float | None:
         self.epoch += 1
         if self.data.val is None:
             return None

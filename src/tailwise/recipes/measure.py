@@ -43,10 +43,13 @@ def load_model(folder: Path | str, method: str | None = None) -> Recognizer:
 
 
 def adjusted_path(folder: Path, method: str) -> Path:
+    """Where `adjust` keeps the classifier of a method, below a seed's folder."""
     return folder / "adjusted" / f"{method}.safetensors"
 
 
-def measure(seed: runs.SeedFolder, methods: Sequence[str], alpha: Alpha | None, data_dir: Path | None) -> dict[str, Any]:
+def measure(
+    seed: runs.SeedFolder, methods: Sequence[str], alpha: Alpha | None, data_dir: Path | None
+) -> dict[str, Any]:
     """A seed's result, measured from its stores: the rows of `methods` at this alpha (None: the recipe's own).
 
     Stores that are gone, or not of this checkpoint, are made again from the images.
@@ -67,7 +70,9 @@ def measure(seed: runs.SeedFolder, methods: Sequence[str], alpha: Alpha | None, 
     return {**checkpoint.meta, "checkpoint": checkpoint.digest, "rows": rows}
 
 
-def adjust(seed: runs.SeedFolder, method: str, alpha: Alpha | None, data_dir: Path | None) -> tuple[dict[str, Any], Path]:
+def adjust(
+    seed: runs.SeedFolder, method: str, alpha: Alpha | None, data_dir: Path | None
+) -> tuple[dict[str, Any], Path]:
     """Fold the chosen adjustment into a classifier beside the checkpoint; returns the result and the file.
 
     The result has two rows, the classifier's own and the adjusted. Errors as in `measure`.

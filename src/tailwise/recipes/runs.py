@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tailwise import checks
+from tailwise.recipes.methods import METHODS
 from tailwise.recipes.schema import Recipe
 
 FORMAT = "tailwise-run/1"
@@ -59,7 +60,7 @@ def open_run(path: Path) -> Run:
         InputError: no run folder, one with a corrupt recipe, one without a finished seed.
     """
     if not (path / RECIPE).is_file():
-        inside = sorted(child.parent.name for child in path.glob(f"*/{RECIPE}")) if path.is_dir() else []
+        inside = sorted(str(child.parent) for child in path.glob(f"*/{RECIPE}")) if path.is_dir() else []
         hint = f"; it holds the runs {', '.join(inside)}" if inside else ""
         kind = "a folder without one" if path.is_dir() else "a file" if path.exists() else "nothing there"
         raise checks.InputError(f"{path}: expected a run folder with {RECIPE}, got {kind}{hint}")
@@ -82,8 +83,10 @@ def open_run(path: Path) -> Run:
 
 def open_runs(path: Path) -> list[Run]:
     """The run in this folder, or the runs of the suite in it; errors as in `open_run`."""
-    members = sorted(child.parent for child in path.glob(f"*/{RECIPE}")) if path.is_dir() else []
-    return [open_run(member) for member in members] if members else [open_run(path)]
+    members = [child.parent for child in path.glob(f"*/{RECIPE}")] if path.is_dir() else []
+    if not members:
+        return [open_run(path)]
+    return sorted((open_run(member) for member in members), key=lambda run: list(METHODS).index(run.recipe.method))
 
 
 def free_folder(name: str, out: Path | None) -> Path:

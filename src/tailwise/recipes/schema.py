@@ -13,6 +13,8 @@ Protocol = Literal["clean", "paper", "legacy"]
 
 
 class Settings(BaseModel):
+    """Immutable; an unknown key, a NaN or an infinity is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -26,10 +28,14 @@ class DataSettings(Settings):
 
 
 class BackboneSettings(Settings):
+    """A network of `tailwise.backbones`."""
+
     name: Literal["digits-net", "resnet32", "resnet32-two-branch"]
 
 
 class LinearSettings(Settings):
+    """bias: Kang et al. 2020 have one, Tang et al. 2020 none."""
+
     name: Literal["linear"] = "linear"
     bias: bool = False
 
@@ -68,6 +74,8 @@ ClassifierSettings = Annotated[
 
 
 class ConstantSettings(Settings):
+    """One learning rate throughout."""
+
     kind: Literal["constant"] = "constant"
 
 
@@ -88,9 +96,7 @@ class MultistepSettings(Settings):
     warmup_from: Fraction = 1 / 3
 
 
-ScheduleSettings = Annotated[
-    ConstantSettings | CosineScheduleSettings | MultistepSettings, Field(discriminator="kind")
-]
+ScheduleSettings = Annotated[ConstantSettings | CosineScheduleSettings | MultistepSettings, Field(discriminator="kind")]
 
 
 class StageSettings(Settings):

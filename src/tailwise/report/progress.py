@@ -1,7 +1,7 @@
 """How training goes: bars on a terminal, plain lines elsewhere."""
 
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 PLAIN_LINE_EVERY = 30.0  # seconds
 
 
+@runtime_checkable
 class _EpochEnd(Protocol):
     @property
     def loss(self) -> float: ...

@@ -73,7 +73,7 @@ def compared(runs: dict[str, list[Result]]) -> dict[str, Any]:
     """
     first = next(iter(runs.values()))
     first_method = next(iter(first[0]["rows"]))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for folder, results in runs.items():
         for row in summarize(results):
             difference = paired_difference(first, results, (first_method, row["method"])) if rows else None

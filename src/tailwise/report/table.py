@@ -28,49 +28,52 @@ def print_record(console: Console, record: dict[str, Any], lines: Sequence[str] 
     rows, sizes = record["rows"], record["group_sizes"]
     side_by_side = any("run" in row for row in rows)
     seeds = record["seeds"]
-    title = f"{record['name']}: accuracy in %, mean ± std over seeds {', '.join(map(str, seeds))}"
-    table = Table(
-        title=escape(f"{title}; protocol {record['protocol']}"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    over = f"mean ± std over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"single run, seed {seeds[0]}"
+    title = f"{record['name']}: accuracy in %, {over}"
+    console.print(f"{title}; protocol {record['protocol']}", highlight=False, markup=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     if side_by_side:
-        table.add_column("run", overflow="fold")
+        table.add_column("run", justify="right")
     table.add_column("method", no_wrap=True)
     for group in GROUPS:
         table.add_column(f"{group} ({sizes[group]})" if sizes else group, justify="right", no_wrap=True)
     if side_by_side:
-        table.add_column("all - first", justify="right", no_wrap=True)
+        table.add_column("minus first", justify="right", no_wrap=True)
     best = max((row["all"]["mean"] for row in rows if row["all"]), default=None)
     for row in rows:
         cells = [row["method"], *(figure(row[group]) for group in GROUPS)]
         if side_by_side:
-            cells = [escape(row["run"]), *cells, figure(row["difference"], "+")]
+            cells = [str(record["runs"].index(row["run"]) + 1), *cells, figure(row["difference"], "+")]
         table.add_row(*cells, style="bold" if row["all"] and row["all"]["mean"] == best else None)
     console.print(table)
-    for line in [*_notes(rows), *lines]:
+    named = [f"run {number} is {run}" for number, run in enumerate(record["runs"], 1)] if side_by_side else []
+    for line in [*named, *_notes(rows), *lines]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_recipes(console: Console, recipes: Sequence[dict[str, Any]], suites: Mapping[str, Sequence[str]]) -> None:
-    """Every recipe with what it trains and the paper's number, and the suites."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("recipe", "backbone", "classifier", "epochs", "seeds"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("published (all)", overflow="fold")
-    for recipe in recipes:
-        published = "\n".join(f"{p['method']} {p['all']:.1f}, {p['source']}" for p in recipe["published"])
-        epochs = " + ".join(str(stage["epochs"]) for stage in recipe["stages"])
-        table.add_row(
-            recipe["name"],
-            recipe["backbone"]["name"],
-            recipe["classifier"]["name"],
-            epochs,
-            str(recipe["seeds"]),
-            escape(published or "-"),
+    """Every recipe below the suite it belongs to, with the rows it reports and the paper's numbers."""
+    for data in suites:
+        members = [recipe for recipe in recipes if recipe["data"]["name"] == data]
+        first = members[0]
+        epochs = " + ".join(str(stage["epochs"]) for stage in first["stages"])
+        trained = ", ".join(member.split("/")[1] for member in suites[data])
+        console.print(
+            f"{data}: ratio {first['data']['imbalance_ratio']:g}, {first['backbone']['name']}, {epochs} epochs, "
+            f"{first['seeds']} seeds; the suite trains {trained}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
-    console.print(table)
-    for name, members in suites.items():
-        methods = ", ".join(member.split("/")[1] for member in members)
-        console.print(f"suite {name}: {methods}", highlight=False, markup=False, soft_wrap=True)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("recipe", "classifier", "published, all"):
+            table.add_column(column, overflow="fold")
+        for recipe in members:
+            numbers = ", ".join(f"{p['method']} {p['all']:.1f}" for p in recipe["published"])
+            sources = ", ".join(dict.fromkeys(p["source"] for p in recipe["published"]))
+            published = f"{numbers} ({sources})" if numbers else "-"
+            table.add_row(recipe["name"], recipe["classifier"]["name"], escape(published))
+        console.print(table)
 
 
 def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:

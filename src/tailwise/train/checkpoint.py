@@ -79,10 +79,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise checks.InputError(f"{path}: not a readable checkpoint ({error})") from error
     if header.get("format") != FORMAT:
         raise checks.InputError(f"{path}: expected format {FORMAT}, got {header.get('format', 'none')}")
-    digest = _digest(state, header["meta"])
-    if digest != header["digest"]:
-        raise checks.InputError(f"{path}: corrupt, its digest is {digest[:12]} where {header['digest'][:12]} was written")
-    return Checkpoint(state, json.loads(header["meta"]), digest)
+    written, meta = header.get("digest", "none"), header.get("meta", "")
+    digest = _digest(state, meta)
+    if digest != written:
+        raise checks.InputError(f"{path}: corrupt, its digest is {digest[:12]} where {written[:12]} was written")
+    return Checkpoint(state, json.loads(meta), digest)
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, prefix: str = "") -> None:
@@ -110,5 +111,5 @@ def _digest(tensors: Mapping[str, Tensor], header: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

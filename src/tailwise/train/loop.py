@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,19 @@ from tailwise import checks
 from tailwise.train.stage import Stage
 
 
+@runtime_checkable
 class Batches(Protocol):
     """The (images, labels) batches of one epoch."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+@runtime_checkable
+class MovesOncePerStep(Protocol):
+    """A module with state that moves once per optimiser step, told how many forwards a step has."""
+
+    update_every: int
 
 
 @dataclass(frozen=True)
@@ -77,21 +85,19 @@ def fit(
                     loss_sum = loss_sum + _step(model, optimizer, stage, images, labels) * len(labels)
                     images_seen += len(labels)
                 loss = float(loss_sum) / images_seen
-                if not math.isfinite(loss):
+                if not math.isfinite(loss) or not all(p.isfinite().all() for p in model.parameters()):
                     raise checks.InputError(
-                        f"stage '{stage.name}': training diverged, the loss of epoch {epoch} is {loss} "
-                        f"at learning rate {lr:g}"
+                        f"stage '{stage.name}': training diverged in epoch {epoch}, "
+                        f"loss {loss:g} at learning rate {lr:g}"
                     )
-                on_epoch(
-                    EpochEnd(stage.name, epoch, stage.epochs, loss, lr, images_seen, time.perf_counter() - start)
-                )
+                on_epoch(EpochEnd(stage.name, epoch, stage.epochs, loss, lr, images_seen, time.perf_counter() - start))
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, stage: Stage, images: Tensor, labels: Tensor) -> Tensor:
     """One optimiser step; returns the batch's mean loss, still on the device."""
     micro = list(zip(images.chunk(stage.accumulate), labels.chunk(stage.accumulate), strict=True))
-    for module in model.modules():  # what moves once per step must know how many forwards a step has
-        if hasattr(module, "update_every"):
+    for module in model.modules():
+        if isinstance(module, MovesOncePerStep):
             module.update_every = len(micro)
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=labels.device)

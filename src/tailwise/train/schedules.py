@@ -15,7 +15,7 @@ def constant(peak: float) -> Schedule:
     0.1
     """
     checks.number("learning_rate", peak, above=0)
-    return lambda done: peak
+    return lambda _: peak
 
 
 def cosine(peak: float, epochs: int, *, warmup_epochs: float = 0) -> Schedule:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from tailwise import checks
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Which images each epoch draws, in which order."""
 
@@ -57,6 +58,4 @@ class Stage:
         checks.whole("batch_size", self.batch_size)
         checks.whole("accumulate", self.accumulate)
         if self.accumulate > self.batch_size:
-            raise checks.InputError(
-                f"accumulate: expected at most batch_size {self.batch_size}, got {self.accumulate}"
-            )
+            raise checks.InputError(f"accumulate: expected at most batch_size {self.batch_size}, got {self.accumulate}")

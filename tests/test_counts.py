@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+
+from tailwise import ClassCounts, InputError
+
+
+def test_groups_have_the_published_bounds():
+    counts = ClassCounts((101, 100, 20, 19, 0))
+    assert [counts.group_of(c) for c in range(5)] == ["many", "medium", "medium", "few", "few"]
+    assert {g: c.tolist() for g, c in counts.groups.items()} == {"many": [0], "medium": [1, 2], "few": [3, 4]}
+
+
+def test_empty_group_is_empty():
+    assert ClassCounts((500, 400)).groups["few"].tolist() == []
+
+
+def test_prior_and_ratio_ignore_nothing_and_absent_classes_respectively():
+    counts = ClassCounts((6, 2, 0))
+    np.testing.assert_allclose(counts.prior, [0.75, 0.25, 0.0])
+    assert counts.imbalance_ratio == 3.0
+    assert counts.total == 8
+
+
+@pytest.mark.parametrize("bad", [(), (0, 0), (3, -1)])
+def test_refuses(bad):
+    with pytest.raises(InputError, match="per_class"):
+        ClassCounts(bad)
+
+
+def test_of_labels_names_the_wrong_label():
+    with pytest.raises(InputError, match=r"expected labels in 0\.\.2, got 3 at position 1"):
+        ClassCounts.of_labels(np.array([0, 3, 5]), num_classes=3)

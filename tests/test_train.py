@@ -1,0 +1,291 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from tailwise import CausalClassifier, InputError, LinearClassifier, Stage, fit
+from tailwise.losses import CrossEntropy, cross_entropy
+from tailwise.recognizer import Recognizer
+from tailwise.sampling import InstanceSampler
+from tailwise.seeds import mixed_seed
+from tailwise.train import constant, cosine, load_checkpoint, load_state, multistep, only_trainable, save_checkpoint
+
+
+class List(list):
+    """Batches of one epoch."""
+
+
+def toy_batches(n=256, batch=256, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(n, 6, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+    return List(zip(x.split(batch), y.split(batch), strict=True))
+
+
+def toy_model(seed=0, classifier=CausalClassifier):
+    torch.manual_seed(seed)
+    return Recognizer(nn.Sequential(nn.Linear(6, 8), nn.ReLU()), classifier(8, 3))
+
+
+def stage(**changes):
+    settings = {
+        "name": "joint",
+        "epochs": 2,
+        "batch_size": 256,
+        "sampler": InstanceSampler(256, seed=0),
+        "loss": cross_entropy,
+        "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        "learning_rate": constant(0.1),
+    }
+    return Stage(**(settings | changes))
+
+
+# ---- the loop
+
+
+@pytest.mark.parametrize("n", [256, 250, 257])
+def test_one_batch_is_its_micro_batches(n):
+    """One batch of 256 = four accumulated ones, uneven splits and a last odd batch included."""
+    models = []
+    for accumulate in (1, 4):
+        model = toy_model()
+        fit(model, [stage(accumulate=accumulate)], lambda s, e: toy_batches(n, seed=e))
+        models.append(model)
+    one, four = (model.state_dict() for model in models)
+    for name in one:
+        torch.testing.assert_close(one[name], four[name], rtol=1e-5, atol=1e-6)
+    assert one["classifier.average.value"].norm() > 0
+
+
+def test_fit_is_plain_sgd():
+    """Against the loop one would write by hand."""
+    ours, byhand = toy_model(classifier=LinearClassifier), toy_model(classifier=LinearClassifier)
+    ends = []
+    fit(ours, [stage(learning_rate=cosine(0.1, 2))], lambda s, e: toy_batches(256, 64, seed=e), on_epoch=ends.append)
+    optimizer = torch.optim.SGD(byhand.parameters(), lr=0.1, momentum=0.9)
+    for epoch in (1, 2):
+        losses = []
+        for step, (x, y) in enumerate(toy_batches(256, 64, seed=epoch)):
+            optimizer.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * (epoch - 1 + step / 4) / 2))
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(byhand(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert ends[epoch - 1].loss == pytest.approx(sum(losses) / 4)
+    for a, b in zip(ours.parameters(), byhand.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert [(end.epoch, end.epochs, end.images) for end in ends] == [(1, 2, 256), (2, 2, 256)]
+
+
+def test_stages_run_in_order_each_with_a_fresh_optimizer():
+    made = []
+
+    def optimizer(parameters):
+        made.append(len(list(parameters)))
+        return torch.optim.SGD(toy.parameters(), lr=0.1)
+
+    toy = toy_model()
+    seen = []
+    stages = [
+        stage(name="one", epochs=1, optimizer=optimizer),
+        stage(name="two", trainable=("classifier",), optimizer=optimizer),
+    ]
+    fit(toy, stages, lambda s, e: toy_batches(seed=e), on_epoch=lambda end: seen.append((end.stage, end.epoch)))
+    assert seen == [("one", 1), ("two", 1), ("two", 2)]
+    assert made == [3, 1]
+
+
+def test_frozen_means_frozen():
+    model = Recognizer(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU()), CausalClassifier(8, 3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fit(model, [stage(trainable=("classifier",))], lambda s, e: toy_batches(256, 64, seed=e))
+    after = model.state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {name for name in before if name.startswith("backbone.")}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_frozen_classifier_does_not_move_its_average():
+    model = toy_model()
+    fit(model, [stage(trainable=("backbone",))], lambda s, e: toy_batches(seed=e))
+    assert model.classifier.average.value.abs().sum() == 0
+
+
+def test_trainable_names_are_checked():
+    with (
+        pytest.raises(InputError, match="trainable: unknown value 'classifer'; did you mean 'classifier'"),
+        only_trainable(toy_model(), ("classifer",)),
+    ):
+        pass
+
+
+def test_divergence_and_empty_epochs_are_named():
+    with pytest.raises(InputError, match="stage 'joint': training diverged in epoch 1"):
+        fit(
+            toy_model(classifier=LinearClassifier),
+            [stage(learning_rate=constant(1e30))],
+            lambda s, e: toy_batches(256, 16),
+        )
+    with pytest.raises(InputError, match="batch_size"):
+        fit(toy_model(), [stage()], lambda s, e: List())
+
+
+def test_learning_rate_is_told():
+    told = []
+    fit(
+        toy_model(),
+        [stage(learning_rate=cosine(0.2, 2), on_learning_rate=told.append)],
+        lambda s, e: toy_batches(256, 128, seed=e),
+    )
+    assert told == pytest.approx([0.2, 0.1 + 0.1 * math.cos(math.pi / 4), 0.1, 0.1 - 0.1 * math.cos(math.pi / 4)])
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 0}, {"accumulate": 0}, {"accumulate": 257}])
+def test_stage_refuses(bad):
+    with pytest.raises(InputError, match=next(iter(bad))):
+        stage(**bad)
+
+
+# ---- losses, sampling, schedules
+
+
+def test_cross_entropy_oracle_and_module():
+    torch.manual_seed(0)
+    logits, target = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 3, 1, 1, 2])
+    each = [-(row[t] - math.log(sum(math.exp(v) for v in row))) for row, t in zip(logits.tolist(), target, strict=True)]
+    torch.testing.assert_close(cross_entropy(logits, target, reduction="none"), torch.tensor(each).double())
+    torch.testing.assert_close(CrossEntropy()(logits, target), torch.tensor(sum(each) / 5).double())
+
+
+def test_instance_sampler_is_a_seeded_permutation():
+    sampler = InstanceSampler(50, seed=1)
+    first, second = sampler.indices(1), sampler.indices(2)
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(50))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, InstanceSampler(50, seed=1).indices(1))
+    assert not torch.equal(first, InstanceSampler(50, seed=2).indices(1))
+    with pytest.raises(InputError, match="num_samples"):
+        InstanceSampler(0, seed=1)
+
+
+def test_mixed_seeds_do_not_collide():
+    seeds = {mixed_seed(a, b) for a in range(100) for b in range(100)}
+    assert len(seeds) == 10_000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_cosine_schedule():
+    rate = cosine(0.2, 10, warmup_epochs=2)
+    assert [rate(0), rate(1), rate(2), rate(6)] == pytest.approx([0, 0.1, 0.2, 0.1])
+    assert rate(10) == pytest.approx(0)
+    assert cosine(0.2, 10)(0) == 0.2
+
+
+def test_multistep_is_the_published_cifar_schedule():
+    rate = multistep(0.2, [120, 160], factor=0.01, warmup_epochs=5)
+    by_epoch = [rate(epoch - 1 + 0.5) for epoch in (1, 2, 3, 4, 5, 6, 119, 120, 159, 160, 200)]
+    expected = [0.2 * 7 / 15, 0.12, 0.2 * 11 / 15, 0.2 * 13 / 15, 0.2, 0.2, 0.2, 2e-3, 2e-3, 2e-5, 2e-5]
+    assert by_epoch == pytest.approx(expected)
+    assert multistep(0.3, [], factor=0.5)(7) == constant(0.3)(7)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: constant(0.0), "learning_rate"),
+        (lambda: cosine(-1.0, 5), "learning_rate"),
+        (lambda: cosine(0.1, 5, warmup_epochs=5), "warmup_epochs"),
+        (lambda: multistep(0.1, [5, 3], factor=0.1), "milestones"),
+        (lambda: multistep(0.1, [5], factor=0.0), "factor"),
+    ],
+)
+def test_schedules_refuse(make, named):
+    with pytest.raises(InputError, match=named):
+        make()
+
+
+# ---- checkpoints
+
+
+def test_checkpoint_round_trip(tmp_path):
+    model = toy_model()
+    model(torch.randn(5, 6))
+    meta = {"counts": [3, 2, 1], "recipe": {"name": "x"}}
+    digest = save_checkpoint(tmp_path / "a.safetensors", model.state_dict(), meta)
+    loaded = load_checkpoint(tmp_path / "a.safetensors")
+    assert (loaded.digest, loaded.meta) == (digest, meta)
+    other = toy_model(seed=1)
+    load_state(other, loaded.state)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.safetensors"]
+
+
+def test_digest_knows_tensors_names_and_meta(tmp_path):
+    state = {"a": torch.ones(2), "b": torch.ones(2)}
+    variants = [
+        (state, {}),
+        (state, {"x": 1}),
+        ({"a": torch.ones(2), "c": torch.ones(2)}, {}),
+        ({"a": torch.ones(2), "b": torch.tensor([1.0, 2.0])}, {}),
+        ({"a": torch.ones(2), "b": torch.ones(2).double()}, {}),
+        ({"a": torch.ones(2), "b": torch.ones(2, 1)}, {}),
+    ]
+    digests = {save_checkpoint(tmp_path / "x", tensors, meta) for tensors, meta in variants}
+    assert len(digests) == len(variants)
+    assert save_checkpoint(tmp_path / "x", dict(reversed(state.items())), {}) in digests
+
+
+def test_every_flipped_byte_is_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, {"a": torch.arange(8.0)}, {"counts": [1]})
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(InputError):
+            load_checkpoint(path)
+
+
+def test_checkpoint_errors_name_the_file(tmp_path):
+    with pytest.raises(InputError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"not one")
+    with pytest.raises(InputError, match=r"bad\.safetensors: not a readable checkpoint"):
+        load_checkpoint(tmp_path / "bad.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(InputError, match="expected format tailwise-checkpoint/1, got none"):
+        load_checkpoint(tmp_path / "foreign.safetensors")
+
+
+def test_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    digest = save_checkpoint(path, {"a": torch.ones(2)}, {})
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tailwise.train.checkpoint.save_file", full)
+    with pytest.raises(InputError, match="No space left"):
+        save_checkpoint(path, {"a": torch.zeros(2)}, {})
+    assert load_checkpoint(path).digest == digest
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_load_state_names_what_does_not_fit():
+    state = toy_model().state_dict()
+    state["classifier.weight"] = torch.zeros(4, 8)
+    state["extra"] = torch.zeros(1)
+    del state["backbone.0.bias"]
+    model = toy_model(seed=3)
+    before = model.classifier.weight.clone()
+    with pytest.raises(InputError) as caught:
+        load_state(model, state)
+    message = str(caught.value)
+    assert "backbone.0.bias is missing" in message
+    assert "extra is unknown" in message
+    assert "classifier.weight is [4, 8], expected [3, 8]" in message
+    assert torch.equal(model.classifier.weight, before)
