@@ -682,7 +682,7 @@ def test_degenerate_input_has_a_finite_tde(case, num_heads, direction_is):
 def test_degenerate_classifier_has_a_finite_tde(kind, case, average_is):
     features, weight = DEGENERATE[case]
     norm, gamma = settings_of(kind)
-    for dtype in DTYPES:
+    for dtype in DTYPES if kind == "causal" else (torch.float64,):
         classifier = MODULES[kind](DIM, weight.shape[0], num_heads=2).to(dtype).eval()
         x = features.to(dtype).clone().requires_grad_()
         with torch.no_grad():

@@ -77,8 +77,10 @@ def test_sweep_scores_every_alpha_and_takes_the_middle_of_the_best():
     alphas = (0.0, 0.5, 1.0, 2.0)
     score = lambda predicted: mean_per_class_accuracy(predicted, labels, 5)  # noqa: E731  # one line, used twice
     sweep = sweep_alpha((a, b), score, alphas)
-    expected = [score(np.array([max(range(5), key=lambda c: x[c] - alpha * y[c]) for x, y in zip(a, b, strict=True)]))
-                for alpha in alphas]
+    expected = [
+        score(np.array([max(range(5), key=lambda c: x[c] - alpha * y[c]) for x, y in zip(a, b, strict=True)]))
+        for alpha in alphas
+    ]
     assert list(sweep.scores) == pytest.approx(expected)
     assert sweep.chosen == alphas[int(np.argmax(expected))]
 
@@ -185,9 +187,7 @@ def test_predict_runs_in_eval_mode_and_keeps_order():
     model.train()
     images, labels = torch.randn(5, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1])
     ids = np.array(list("abcde"))
-    store = predict(
-        model, zip(images.split(2), labels.split(2), strict=True), ids=ids, checkpoint="abc", split="val"
-    )
+    store = predict(model, zip(images.split(2), labels.split(2), strict=True), ids=ids, checkpoint="abc", split="val")
     assert not model.training
     np.testing.assert_allclose(store.features, model.backbone(images).detach().numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(store.logits, model(images).detach().numpy(), rtol=1e-5, atol=1e-6)
@@ -200,6 +200,6 @@ def test_predict_refuses_nothing_and_nan():
     model = Recognizer(nn.Flatten(), CausalClassifier(4, 3))
     with pytest.raises(InputError, match="expected images in split 'val'"):
         predict(model, [], ids=np.array([]), checkpoint="", split="val")
+    images = torch.full((2, 1, 2, 2), float("nan"))
     with pytest.raises(InputError, match="features: expected finite"):
-        images = torch.full((2, 1, 2, 2), float("nan"))
         predict(model, [(images, torch.tensor([0, 1]))], ids=np.array(["a", "b"]), checkpoint="", split="val")

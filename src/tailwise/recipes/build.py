@@ -139,7 +139,12 @@ def build_schedule(stage: StageSettings) -> Schedule:
     if isinstance(schedule, ConstantSettings):
         return constant(stage.learning_rate)
     if isinstance(schedule, CosineScheduleSettings):
-        return cosine(stage.learning_rate, stage.epochs, warmup_epochs=schedule.warmup_epochs)
+        return cosine(
+            stage.learning_rate,
+            stage.epochs,
+            warmup_epochs=schedule.warmup_epochs,
+            warmup_from=schedule.warmup_from,
+        )
     return multistep(
         stage.learning_rate,
         schedule.milestones,

@@ -80,10 +80,11 @@ class ConstantSettings(Settings):
 
 
 class CosineScheduleSettings(Settings):
-    """warmup_epochs: linear warm-up from 0, may be a fraction."""
+    """warmup_epochs: may be a fraction. warmup_from: where the linear warm-up starts, a fraction of the peak."""
 
     kind: Literal["cosine"] = "cosine"
     warmup_epochs: NonNegative = 0.0
+    warmup_from: Fraction = 0.04
 
 
 class MultistepSettings(Settings):

@@ -18,13 +18,14 @@ def constant(peak: float) -> Schedule:
     return lambda _: peak
 
 
-def cosine(peak: float, epochs: int, *, warmup_epochs: float = 0) -> Schedule:
-    """Linear from 0 to `peak` over `warmup_epochs`, then half a cosine down to 0 at `epochs` (Loshchilov & Hutter).
+def cosine(peak: float, epochs: int, *, warmup_epochs: float = 0, warmup_from: float = 0.04) -> Schedule:
+    """A linear warm-up to `peak`, then half a cosine down to 0 at `epochs` (Loshchilov and Hutter 2017).
 
     Args:
         peak: the highest learning rate.
         epochs: where it reaches 0.
-        warmup_epochs: below `epochs`; the first step then starts at 0.
+        warmup_epochs: below `epochs`.
+        warmup_from: where the warm-up line starts, as a fraction of `peak`; at 0 the first step would be wasted.
 
     Limit case: no warm-up starts at `peak`.
 
@@ -36,7 +37,7 @@ def cosine(peak: float, epochs: int, *, warmup_epochs: float = 0) -> Schedule:
 
     def rate(done: float) -> float:
         if done < warmup_epochs:
-            return peak * done / warmup_epochs
+            return peak * (warmup_from + (1 - warmup_from) * done / warmup_epochs)
         return peak * 0.5 * (1 + math.cos(math.pi * (done - warmup_epochs) / (epochs - warmup_epochs)))
 
     return rate

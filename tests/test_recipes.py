@@ -1,0 +1,395 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tailwise
+from tailwise import InputError
+from tailwise.data import random_crop
+from tailwise.evaluate import Store, mean_per_class_accuracy
+from tailwise.recipes import experiment, measure, runs
+from tailwise.recipes.build import average_momentum, build_data, build_load, build_model, build_stages
+from tailwise.recipes.catalog import RECIPES, SUITES, find
+from tailwise.recipes.methods import METHODS, methods_for, reported
+from tailwise.recipes.overrides import override
+from tailwise.train import fit, load_checkpoint
+
+
+class OneBatch:
+    """The first batch of an epoch."""
+
+    def __init__(self, batches):
+        self.first = next(iter(batches))
+
+    def __len__(self):
+        return 1
+
+    def __iter__(self):
+        yield self.first
+
+
+SHORT = ("stages.0.epochs=3", "stages.0.schedule.warmup_epochs=1")
+
+
+class Silent:
+    def begin(self, label, epochs): ...
+    def epoch(self, end, val): ...
+    def done(self, label, line): ...
+
+
+def train(name, folder, *settings, seeds=(0,)):
+    recipes = override(find(name), [*SHORT, *settings])
+    return experiment.train(recipes, seeds, folder, data_dir=None, watch=Silent())
+
+
+@pytest.fixture(scope="module")
+def tde_run(tmp_path_factory):
+    """digits-lt/tde, two seeds, trained long enough that alpha matters."""
+    folder = tmp_path_factory.mktemp("runs") / "tde"
+    settings = ("stages.0.epochs=12", "stages.0.schedule.warmup_epochs=2")
+    recipes = override(find("digits-lt/tde"), settings)
+    return experiment.train(recipes, (0, 1), folder, data_dir=None, watch=Silent())[0]
+
+
+@pytest.fixture
+def cifar(tmp_path_factory, request):
+    """A tiny data set in CIFAR's layout, for 10 or 100 classes."""
+    num_classes = request.param if hasattr(request, "param") else 10
+    folder = tmp_path_factory.mktemp("cifar")
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(num_classes), 12)
+    images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    np.savez(folder / f"cifar{num_classes}.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    return folder
+
+
+# ---- catalog and settings
+
+
+def test_catalog_covers_every_data_and_method():
+    assert set(RECIPES) == {f"{data}/{method}" for data in SUITES for method in METHODS}
+    assert {member for members in SUITES.values() for member in members} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_built_and_takes_a_step(name, tmp_path):
+    recipe = RECIPES[name]
+    if recipe.data.name != "digits-lt":
+        classes = 10 if "10-" in recipe.data.name and "100" not in recipe.data.name else 100
+        labels = np.repeat(np.arange(classes), 2)
+        images = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+        np.savez(tmp_path / f"cifar{classes}.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+        small = ["stages.0.batch_size=2", "data.imbalance_ratio=1", "protocol=paper"]
+    else:
+        small = ["stages.0.batch_size=2"]
+    recipe = override([recipe], small)[0]
+    data = build_data(recipe, 0, tmp_path)
+    model = build_model(recipe, data.counts.num_classes)
+    before = model.classifier.weight.clone()
+    (stage,) = build_stages(recipe, model, data, 0)
+    load = build_load(recipe, data, 0)
+    fit(model, [replace(stage, epochs=1)], lambda s, e: OneBatch(load(s, e)))
+    assert torch.isfinite(model.classifier.weight).all()
+    assert not torch.equal(before, model.classifier.weight)
+    assert (data.counts.num_classes, recipe.classifier.name) == (
+        len(model.classifier.weight),
+        METHODS[recipe.method].classifier,
+    )
+
+
+def test_methods():
+    assert [methods_for(c) for c in ("linear", "cosine", "capsule", "causal")] == [
+        ["linear"],
+        ["cosine", "cosine-tde"],
+        ["capsule", "capsule-tde"],
+        ["de-confound", "tde"],
+    ]
+    assert reported("capsule-tde") == ["capsule", "capsule-tde"]
+    assert reported("capsule") == ["capsule"]
+
+
+def test_cifar_recipes_are_the_authors_setting():
+    stage = RECIPES["cifar100-lt/tde"].stages[0]
+    assert (stage.epochs, stage.batch_size, stage.learning_rate, stage.weight_decay) == (200, 256, 0.2, 5e-4)
+    assert (stage.schedule.milestones, stage.schedule.factor) == ((120, 160), 0.01)
+    assert (RECIPES["cifar100-lt/tde"].tde.fixed_alpha, RECIPES["cifar10-lt/tde"].tde.fixed_alpha) == (1.5, 1.0)
+
+
+def test_overrides_reach_where_the_key_exists():
+    recipes = override(find("digits-lt"), ["classifier.gamma=0.5", "data.subset_seed=3", 'stages.0.augment="none"'])
+    assert [getattr(recipe.classifier, "gamma", None) for recipe in recipes] == [None, None, None, 0.5]
+    assert all(recipe.data.subset_seed == 3 and recipe.stages[0].augment == "none" for recipe in recipes)
+    assert RECIPES["digits-lt/tde"].classifier.gamma == 1 / 32
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("epochs=3", "unknown key 'epochs'; did you mean 'stages.0.epochs'"),
+        ("classifier.num_head=3", "did you mean 'classifier.num_heads'"),
+        ("classifier.num_heads", "expected key=value"),
+        ("classifier.num_heads=two", "classifier.num_heads: input should be a valid integer"),
+        ("classifier.tau=0", "classifier.tau: input should be greater than 0, got 0"),
+        ("classifier.momentum=1.5", "classifier.momentum: .*less than or equal to 1"),
+        ("stages.0.schedule.warmup_epochs=-1", r"stages\.0\.schedule\.warmup_epochs: .*greater than or equal to 0"),
+        ("stages.0.sampler=square", r"stages\.0\.sampler: input should be 'instance'"),
+        ("data.imbalance_ratio=NaN", "data.imbalance_ratio: .*finite"),
+        ("name=x", "unknown key 'name'"),
+    ],
+)
+def test_wrong_overrides_are_named(assignment, message):
+    with pytest.raises(InputError, match=message):
+        override(find("digits-lt/tde"), [assignment])
+
+
+def test_unknown_recipe_offers_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'digits-lt/tde'"):
+        find("digits-lt/tdee")
+
+
+def test_average_momentum_is_the_authors_schedule():
+    by_epoch = {72: 0.9045, 80: 0.970, 85: 0.9925, 88: 0.9988, 89: 0.9997, 90: 1.0}
+    for epoch, expected in by_epoch.items():
+        rate = 0.1 * (1 + np.cos(np.pi * epoch / 90))
+        assert average_momentum(rate) == pytest.approx(expected, abs=6e-4)
+
+
+def test_average_follows_the_learning_rate_when_asked():
+    recipe = override(find("digits-lt/tde"), ["classifier.momentum=follow-lr", *SHORT])[0]
+    data = build_data(recipe, 0, None)
+    model = build_model(recipe, 10)
+    seen = []
+    load = build_load(recipe, data, 0)
+    fit(
+        model,
+        build_stages(recipe, model, data, 0),
+        load,
+        on_epoch=lambda end: seen.append((model.classifier.average.momentum, average_momentum(end.learning_rate))),
+    )
+    assert len(seen) == 3
+    assert all(momentum == expected for momentum, expected in seen)
+    assert len({momentum for momentum, _ in seen}) > 1
+
+
+# ---- training
+
+
+def test_same_seeds_are_bit_identical(tmp_path):
+    first = train("digits-lt/tde", tmp_path / "a", seeds=(0, 1))[0]
+    second = train("digits-lt/tde", tmp_path / "b", seeds=(1, 0))[0]  # nor does the order of the seeds matter
+    for one, other in zip(first.seeds, second.seeds, strict=True):
+        a, b = ({k: v for k, v in seed.results().items() if k != "seconds"} for seed in (one, other))
+        assert a == b
+    hashes = {seed.results()["subset_hash"] for seed in first.seeds}
+    digests = {seed.results()["checkpoint"] for seed in first.seeds}
+    assert len(hashes) == len(digests) == 2
+
+
+def test_training_leaves_the_global_random_state_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train("digits-lt/linear", tmp_path / "a")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_subset_seed_and_training_seed_are_separate(tmp_path):
+    run = train("digits-lt/linear", tmp_path / "a", "data.subset_seed=7", seeds=(0, 1))[0]
+    one, other = (seed.results() for seed in run.seeds)
+    assert one["subset_hash"] == other["subset_hash"]
+    assert one["subset_seed"] == other["subset_seed"] == 7
+    assert one["checkpoint"] != other["checkpoint"]
+
+
+def test_suite_trains_all_on_the_same_subsets(tmp_path):
+    trained = train("digits-lt", tmp_path / "suite")
+    assert [run.path.name for run in trained] == ["linear", "cosine-tde", "capsule-tde", "tde"]
+    assert len({run.seeds[0].results()["subset_hash"] for run in trained}) == 1
+    rows = [row for run in trained for row in run.seeds[0].results()["rows"]]
+    assert rows == list(METHODS)
+
+
+def test_clean_keeps_the_best_epoch_on_val_the_later_of_equals(tde_run):
+    for seed in tde_run.seeds:
+        log = [json.loads(line) for line in (seed.path / runs.LOG).read_text().splitlines()]
+        scores = [entry["val"] for entry in log]
+        best = max(number for number, score in enumerate(scores, 1) if score == max(scores))
+        assert seed.results()["epoch"] == best
+        val = Store.load(seed.store("val"), seed.results()["checkpoint"])
+        assert mean_per_class_accuracy(val.logits.argmax(1), val.labels, 10) == scores[best - 1]
+
+
+def test_clean_chooses_alpha_on_val_alone(tde_run):
+    seed = tde_run.seeds[0]
+    model = measure.load_model(seed.path)
+    digest = seed.results()["checkpoint"]
+    val = Store.load(seed.store("val"), digest)
+    a, b = tailwise.tde_components(torch.from_numpy(np.array(val.features)), model.classifier)
+    scores = {}
+    for step in range(51):
+        predicted = (a - round(0.1 * step, 1) * b).argmax(1).numpy()
+        scores[round(0.1 * step, 1)] = np.mean(
+            [100 * (predicted == val.labels)[val.labels == c].mean() for c in range(10)]
+        )
+    best = [alpha for alpha, score in scores.items() if np.isclose(score, max(scores.values()))]
+    row = seed.results()["rows"]["tde"]
+    assert row["alpha"] == {"value": best[len(best) // 2], "from": "val"}
+    test = Store.load(seed.store("test"), digest)
+    predicted = tailwise.tde(torch.from_numpy(np.array(test.features)), model.classifier, row["alpha"]["value"]).argmax(
+        1
+    )
+    assert row["all"] == pytest.approx(100 * (predicted.numpy() == test.labels).mean())
+
+
+def test_paper_protocol_uses_published_settings_and_last_epoch(tmp_path):
+    run = train("digits-lt/tde", tmp_path / "a", "protocol=paper")[0]
+    result = run.seeds[0].results()
+    assert result["epoch"] == 3
+    assert result["rows"]["tde"]["alpha"] == {"value": 1.0, "from": "given"}
+    assert not run.seeds[0].store("val").exists()
+    log = [json.loads(line) for line in (run.seeds[0].path / runs.LOG).read_text().splitlines()]
+    assert [entry["val"] for entry in log] == [None] * 3
+    with pytest.raises(InputError, match="needs a validation split"):
+        measure.measure(run.seeds[0], ["tde"], "auto", None)
+    with pytest.raises(InputError, match="needs a validation split"):
+        train("digits-lt/tde", tmp_path / "b", "protocol=paper", "tde.alpha=auto")
+    assert not (tmp_path / "b").exists()
+
+
+def test_legacy_protocol_chooses_on_test_with_tde_active(tmp_path):
+    run = train("digits-lt/tde", tmp_path / "a", "protocol=legacy")[0]
+    result = run.seeds[0].results()
+    log = [json.loads(line)["val"] for line in (run.seeds[0].path / runs.LOG).read_text().splitlines()]
+    assert result["rows"]["tde"]["all"] == max(log)
+    assert result["rows"]["tde"]["alpha"]["value"] == 1.0
+
+
+def test_carved_val_and_groups(tmp_path, cifar):
+    recipes = override(
+        find("cifar10-lt/linear"), ["stages.0.epochs=1", "data.imbalance_ratio=4", "stages.0.batch_size=16"]
+    )
+    run = experiment.train(recipes, (0,), tmp_path / "a", data_dir=cifar, watch=Silent())[0]
+    result = run.seeds[0].results()
+    assert result["published_counts"] == [int(12 * 0.25 ** (c / 9)) for c in range(10)]
+    assert sum(result["counts"]) < sum(result["published_counts"])
+    assert result["rows"]["linear"]["many"] is None  # no class above 100: "-" in tables, never 0
+
+
+@pytest.mark.parametrize("settings", [("stages.0.learning_rate=1e30",), ("classifier.num_heads=3",)])
+def test_failure_leaves_nothing(tmp_path, settings):
+    with pytest.raises(InputError):
+        train("digits-lt/tde", tmp_path / "a", *settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_run_keeps_finished_seeds_only(tmp_path):
+    class Interrupt(Silent):
+        def begin(self, label, epochs):
+            if label.endswith("seed 1"):
+                raise KeyboardInterrupt
+
+    recipes = override(find("digits-lt/linear"), SHORT)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train(recipes, (0, 1), tmp_path / "a", data_dir=None, watch=Interrupt())
+    run = runs.open_run(tmp_path / "a")
+    assert [seed.seed for seed in run.seeds] == [0]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["recipe.json", "seed-0"]
+
+
+# ---- run folders
+
+
+def test_measuring_again_gives_the_recorded_rows(tde_run):
+    for seed in tde_run.seeds:
+        again = measure.measure(seed, reported("tde"), None, None)
+        assert again["rows"] == seed.results()["rows"]
+
+
+def test_alpha_zero_is_de_confound(tde_run):
+    rows = measure.measure(tde_run.seeds[0], reported("tde"), 0.0, None)["rows"]
+    assert rows["tde"]["per_class"] == rows["de-confound"]["per_class"]
+
+
+def test_lost_stores_are_made_again(tde_run, tmp_path):
+    copy = tmp_path / "tde"
+    shutil.copytree(tde_run.path, copy)
+    seed = runs.open_run(copy).seeds[0]
+    shutil.rmtree(seed.path / "stores")
+    assert measure.measure(seed, reported("tde"), None, None)["rows"] == seed.results()["rows"]
+    assert seed.store("test").is_dir()
+
+
+def test_adjusted_classifier_on_disk_predicts_as_reported(tde_run, tmp_path):
+    copy = tmp_path / "tde"
+    shutil.copytree(tde_run.path, copy)
+    seed = runs.open_run(copy).seeds[0]
+    result, path = measure.adjust(seed, "tde", 1.5, None)
+    assert path == measure.adjusted_path(seed.path, "tde")
+    assert load_checkpoint(path).meta["alpha"] == 1.5
+    model = measure.load_model(seed.path, method="tde")
+    data = build_data(seed.recipe, seed.seed, None)
+    with torch.no_grad():
+        predicted = model(data.normalize(data.test.images)).argmax(1)
+    accuracy = 100 * (predicted == data.test.labels).double().mean().item()
+    assert accuracy == pytest.approx(result["rows"]["tde"]["all"])
+    with pytest.raises(InputError, match="no such checkpoint"):
+        measure.load_model(runs.open_run(copy).seeds[1].path, method="tde")
+
+
+def test_not_a_run_folder(tmp_path, tde_run):
+    for path, message in [
+        (tmp_path / "none", "got nothing there"),
+        (tmp_path, "got a folder without one"),
+        (tde_run.path.parent, "it holds the runs .*tde"),
+        (tde_run.path / "recipe.json", "got a file"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            runs.open_run(path)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for content, message in [
+        ("{", "not a readable JSON"),
+        ("[]", "expected a JSON object"),
+        ("{}", "expected format"),
+        (json.dumps({"format": runs.FORMAT, "recipe": {"name": "x"}}), "not a recipe of this version"),
+    ]:
+        (broken / "recipe.json").write_text(content)
+        with pytest.raises(InputError, match=message):
+            runs.open_run(broken)
+    shutil.copy(tde_run.path / "recipe.json", broken)
+    with pytest.raises(InputError, match="at least one finished seed"):
+        runs.open_run(broken)
+
+
+def test_corrupt_checkpoint_is_named(tde_run, tmp_path):
+    copy = tmp_path / "tde"
+    shutil.copytree(tde_run.path, copy)
+    seed = runs.open_run(copy).seeds[0]
+    content = bytearray(seed.checkpoint.read_bytes())
+    content[-1] ^= 1
+    seed.checkpoint.write_bytes(content)
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors: corrupt"):
+        measure.measure(seed, ["tde"], None, None)
+
+
+def test_free_folder_never_overwrites(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert runs.free_folder("a/b", None) == Path("runs/a/b")
+    (tmp_path / "runs/a/b").mkdir(parents=True)
+    assert runs.free_folder("a/b", None) == Path("runs/a/b-2")
+    (tmp_path / "empty").mkdir()
+    assert runs.free_folder("a", tmp_path / "empty") == tmp_path / "empty"
+    with pytest.raises(InputError, match="expected a new or empty folder"):
+        runs.free_folder("a", tmp_path)
+
+
+def test_shift_is_at_most_one_pixel():
+    image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    image[0, 0, 4, 4] = 1
+    shifted = random_crop(image.expand(500, 1, 8, 8).contiguous(), torch.rand(500, 3), padding=1, flip=False)
+    places = shifted.nonzero()[:, 2:]
+    assert (places - 4).abs().max() == 1
