@@ -82,7 +82,7 @@ def labels_in_range(
 
 def finite(argument: str, values: "np.ndarray[tuple[int, ...], np.dtype[np.floating]]") -> None:
     """Refuse NaN and infinity, naming the first row that holds one."""
-    rows = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    rows = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if len(rows):
         raise InputError(
             f"{argument}: expected finite numbers, got NaN or infinity in {len(rows)} of {len(values)} rows "

@@ -41,12 +41,17 @@ def tde_logits(
         alpha: how much of the head direction's effect is subtracted; the paper uses 1 to 3.
         num_heads, tau, gamma, norm: as in `tailwise.classifiers.normalized_logits`.
 
+    Raises:
+        InputError: D not divisible by K, tau not above 0, gamma below 0.
+
     Limit cases: alpha = 0 is Eq. 7; a direction of 0, or orthogonal to the features, changes nothing.
 
     >>> settings = dict(num_heads=1, tau=1.0, gamma=0.0)
     >>> tde_logits(torch.tensor([[3.0, 4.0]]), torch.eye(2), torch.tensor([[1.0, 0.0]]), 1.0, **settings)
     tensor([[0.0000, 0.8000]])
     """
+    checks.number("tau", tau, above=0)
+    checks.number("gamma", gamma, at_least=0)
     x = scale_features(features, num_heads, norm)
     along_head = (x * direction).sum(dim=-1, keepdim=True) * direction
     x = (x - alpha * along_head) * (tau / num_heads)

@@ -41,8 +41,6 @@ class FeatureAverage(nn.Module):
     """
 
     value: Tensor
-    _sum: Tensor
-    _count: Tensor
 
     def __init__(self, num_features: int, *, num_heads: int = 1, momentum: float = 0.9, update_every: int = 1) -> None:
         super().__init__()
@@ -53,21 +51,19 @@ class FeatureAverage(nn.Module):
         self.num_heads = num_heads
         self.momentum = momentum
         self.update_every = checks.whole("update_every", update_every)
-        self._forwards = 0
-        self._held = False
         self.register_buffer("value", torch.zeros(num_features))
-        self.register_buffer("_sum", torch.zeros(num_features), persistent=False)
-        self.register_buffer("_count", torch.zeros(()), persistent=False)
+        # Sums and example counts of the step's forwards so far. No buffers: DistributedDataParallel would overwrite
+        # them with rank 0's at every forward.
+        self._pending: list[tuple[Tensor, int]] = []
+        self._held = False
 
     @torch.no_grad()
     def forward(self, features: Float[Tensor, "N D"]) -> None:
         """Take in the features of one forward; the average moves at the `update_every`-th."""
         if not self.training or self._held or _inside_backward():
             return
-        self._sum += features.to(self._sum.dtype).sum(dim=0)
-        self._count += len(features)
-        self._forwards += 1
-        if self._forwards >= self.update_every:
+        self._pending.append((features.to(self.value.dtype).sum(dim=0), len(features)))
+        if len(self._pending) >= self.update_every:
             self._move()
 
     def direction(self) -> Float[Tensor, "K d"]:
@@ -84,28 +80,24 @@ class FeatureAverage(nn.Module):
             self._held = before
 
     def _move(self) -> None:
+        total = torch.stack([features for features, _ in self._pending]).sum(dim=0)
+        total = torch.cat([total, total.new_tensor([sum(count for _, count in self._pending)])])
+        self._pending.clear()
         # Every rank comes here at every step, examples or not: a reduction that one rank skips hangs the rest.
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            both = torch.cat([self._sum, self._count[None]])
-            torch.distributed.all_reduce(both)
-            self._sum.copy_(both[:-1])
-            self._count.copy_(both[-1])
-        mean = self._sum / self._count.clamp_min(1)
-        usable = (self._count > 0) & mean.isfinite().all()
+            torch.distributed.all_reduce(total)
+        count = total[-1]
+        mean = total[:-1] / count.clamp_min(1)
+        usable = (count > 0) & mean.isfinite().all()
         self.value.copy_(torch.where(usable, self.momentum * self.value + mean, self.value))
-        self._sum.zero_()
-        self._count.zero_()
-        self._forwards = 0
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FeatureAverage":
         # `.half()` and `.bfloat16()` would round a sum that can be thousands of times one feature: follow the
         # device, keep the precision.
-        before = dict(self.named_buffers())
+        before = self.value
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        for name, buffer in before.items():
-            moved = getattr(self, name)
-            if torch.finfo(moved.dtype).bits < 32:
-                setattr(self, name, buffer.to(moved.device))
+        if torch.finfo(self.value.dtype).bits < 32:
+            self.value = before.to(self.value.device)
         return self
 
     def extra_repr(self) -> str:

@@ -6,26 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tailwise import checks
 from tailwise.shapes import Float
 
 Norm = Literal["unit", "capsule"]
 
 
-def _norm(x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows 1"]:
-    # float32 at least: the square of a half-precision feature overflows at 256
-    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-    return norm
-
-
-def unit(x: Float[Tensor, "*rows d"], gamma: float = 0.0) -> Float[Tensor, "*rows d"]:
-    """x / (|x| + gamma) over the last axis; a zero vector stays 0, with finite gradient.
+def unit(x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+    """x / |x| over the last axis; a zero vector stays 0, with finite gradient.
 
     >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
-    norm = _norm(x) + gamma
+    norm = _norm(x)
     return (x / norm.where(norm > 0, 1)).to(x.dtype)
 
 
@@ -38,9 +32,22 @@ def squash(x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
     return (x / (_norm(x) + 1)).to(x.dtype)
 
 
+def _norm(x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows 1"]:
+    # Features come in any scale: without this, squares overflow (above 256 in half precision) or vanish.
+    largest = x.detach().abs().amax(dim=-1, keepdim=True)
+    largest = largest.where(largest > 0, 1)
+    norm: Tensor = torch.linalg.vector_norm(x / largest, dim=-1, keepdim=True, dtype=_wide(x))
+    return norm * largest
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
 def heads(x: Float[Tensor, "N D"], num_heads: int) -> Float[Tensor, "N K d"]:
     """Split the features of each row into `num_heads` consecutive parts of equal width."""
-    return x.view(len(x), num_heads, -1)
+    checks.divides(checks.whole("num_heads", num_heads), x.shape[1])
+    return x.view(len(x), num_heads, x.shape[1] // num_heads)
 
 
 def scale_features(features: Float[Tensor, "N D"], num_heads: int, norm: Norm) -> Float[Tensor, "N K d"]:
@@ -49,8 +56,10 @@ def scale_features(features: Float[Tensor, "N D"], num_heads: int, norm: Norm) -
 
 
 def scale_weight(weight: Float[Tensor, "C D"], num_heads: int, gamma: float) -> Float[Tensor, "C K d"]:
-    """w_k / (|w_k| + gamma) of each class and head."""
-    return unit(heads(weight, num_heads), gamma)
+    """w_k / (|w_k| + gamma) of each class and head; a zero weight stays 0."""
+    w = heads(weight, num_heads)
+    norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True, dtype=_wide(w)) + gamma
+    return (w / norm.where(norm > 0, 1)).to(w.dtype)
 
 
 def normalized_logits(
@@ -75,12 +84,17 @@ def normalized_logits(
         gamma: class-agnostic baseline energy, in units of the weight norm.
         norm: how features are normalized.
 
+    Raises:
+        InputError: D not divisible by K, tau not above 0, gamma below 0.
+
     Limit cases: gamma = 0 and K = 1 is the cosine classifier; the scale of the features changes nothing
     under norm "unit".
 
     >>> normalized_logits(torch.tensor([[5.0, 0.0]]), torch.eye(2), num_heads=1, tau=16.0, gamma=0.0)
     tensor([[16.,  0.]])
     """
+    checks.number("tau", tau, above=0)
+    checks.number("gamma", gamma, at_least=0)
     x = scale_features(features, num_heads, norm) * (tau / num_heads)
     return F.linear(x.flatten(1), scale_weight(weight, num_heads, gamma).flatten(1))
 
