@@ -58,7 +58,7 @@ def scale_features(features: Float[Tensor, "N D"], num_heads: int, norm: Norm) -
 def scale_weight(weight: Float[Tensor, "C D"], num_heads: int, gamma: float) -> Float[Tensor, "C K d"]:
     """w_k / (|w_k| + gamma) of each class and head; a zero weight stays 0."""
     w = heads(weight, num_heads)
-    norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True, dtype=_wide(w)) + gamma
+    norm: Tensor = torch.linalg.vector_norm(w, dim=-1, keepdim=True, dtype=_wide(w)) + gamma
     return (w / norm.where(norm > 0, 1)).to(w.dtype)
 
 

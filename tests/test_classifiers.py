@@ -1,0 +1,215 @@
+"""The normalized classifiers: formulas, limits, symmetry, degenerate and wrong input, gradients."""
+
+import math
+
+import pytest
+import torch
+from causal_oracles import (
+    BATCH_SIZES,
+    CLASS_COUNTS,
+    DEGENERATE,
+    DIM,
+    HEADS,
+    MODULES,
+    SCALES,
+    SETTINGS,
+    TOLERANCE,
+    assert_close,
+    assert_finite_gradients,
+    batches,
+    draw,
+    oracle_average,
+    oracle_logits,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from tailwise import InputError
+from tailwise.classifiers import (
+    LinearClassifier,
+    capsule_logits,
+    causal_logits,
+    cosine_logits,
+    normalized_logits,
+)
+
+FUNCTIONS = {"causal": causal_logits, "cosine": cosine_logits, "capsule": capsule_logits}
+DEFAULT_HEADS = {"causal": 2, "cosine": 1, "capsule": 1}
+
+properties = settings(max_examples=25, deadline=None, database=None)
+
+
+# ------------------------------------------------------------------------------------------------------- formulas
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("num_heads", HEADS)
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_logits_follow_equation_7(kind, num_heads, dtype):
+    for num_classes in CLASS_COUNTS:
+        for num_rows in BATCH_SIZES:
+            x, w, _ = draw(11 * num_heads + num_classes, num_rows, num_classes, num_heads, dtype)
+            expected = oracle_logits(x, w, num_heads=num_heads, **SETTINGS[kind])
+            actual = normalized_logits(x, w, num_heads=num_heads, **SETTINGS[kind])
+            assert actual.dtype is dtype
+            assert_close(actual, expected, TOLERANCE[dtype])
+
+
+def test_logits_worked_out_by_hand():
+    # head 1: 3 / ((1 + 1) 5) = 0.3; head 2: 2 / ((1 + 1) 2) = 0.5; 10 / 2 * (0.3 + 0.5) = 4
+    x = torch.tensor([[3.0, 4.0, 0.0, 2.0]], dtype=torch.float64)
+    w = torch.tensor([[1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+    assert causal_logits(x, w, num_heads=2, tau=10.0, gamma=1.0).item() == pytest.approx(4)
+    # head 1: 3 / (5 + 1) = 1/2; head 2: 2 / (2 + 1) = 2/3
+    assert capsule_logits(x, w, num_heads=2, tau=10.0).item() == pytest.approx(5 * (1 / 2 + 2 / 3))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_defaults_are_those_of_the_paper(kind):
+    x, w, _ = draw(5, 5, 7, 1)
+    classifier = MODULES[kind](DIM, 7).double()
+    how = {"num_heads": DEFAULT_HEADS[kind], **SETTINGS[kind]}
+    assert_close(FUNCTIONS[kind](x, w), oracle_logits(x, w, **how), 1e-10)
+    for _ in range(2):
+        assert_close(classifier(x), oracle_logits(x, classifier.weight, **how), 1e-10)
+    assert_close(classifier.average.value, oracle_average([x, x], momentum=0.9), 1e-10)
+
+
+def test_linear_is_a_product_with_or_without_a_bias():
+    (x,) = batches(6, 5)
+    linear, no_bias = LinearClassifier(DIM, 7).double(), LinearClassifier(DIM, 7, bias=False).double()
+    assert_close(linear(x), x @ linear.weight.T + linear.bias, 1e-12)
+    assert_close(no_bias(x), x @ no_bias.weight.T, 1e-12)
+    assert [name for name, _ in no_bias.named_parameters()] == ["weight"]
+
+
+@pytest.mark.parametrize("make", [*MODULES.values(), LinearClassifier])
+def test_weights_start_uniform_within_one_over_root_of_the_width(make):
+    weight = make(64, 1000).weight
+    assert 0.12 < weight.abs().max() <= 1 / math.sqrt(64)
+    assert weight.std().item() == pytest.approx(1 / math.sqrt(3 * 64), rel=0.02)
+
+
+# ---------------------------------------------------------------------------------------------- limits, symmetry
+
+
+def test_one_head_without_gamma_is_the_cosine():
+    x, w, _ = draw(4, 5, 7, 1)
+    expected = 16 * F.cosine_similarity(x[:, None], w[None], dim=2)
+    assert_close(causal_logits(x, w, num_heads=1, gamma=0.0), expected, 1e-12)
+    assert_close(cosine_logits(x, w), expected, 1e-12)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize(("dtype", "scale", "tolerance"), SCALES, ids=str)
+def test_features_of_any_scale(dtype, scale, tolerance, kind):
+    x, w, _ = draw(9, 5, 3, 2)
+    x, w = (x.clamp(-3, 3) * scale).to(dtype).requires_grad_(), w.to(dtype).requires_grad_()
+    logits = normalized_logits(x, w, num_heads=2, **SETTINGS[kind])
+    assert_close(logits, oracle_logits(x, w, num_heads=2, **SETTINGS[kind]), tolerance)
+    assert_finite_gradients(logits, x, w)
+
+
+@pytest.mark.parametrize("num_heads", HEADS)
+def test_scale_of_features_changes_nothing(num_heads):
+    x, w, _ = draw(10, 5, 7, num_heads)
+    expected = causal_logits(x, w, num_heads=num_heads)
+    scale = torch.tensor([[1e-8], [1e-3], [1.0], [1e3], [1e8]], dtype=torch.float64)
+    assert_close(causal_logits(x * scale, w, num_heads=num_heads), expected, 1e-10)
+
+
+@pytest.mark.parametrize("num_heads", HEADS)
+def test_scale_of_weights_matters_only_beside_gamma(num_heads):
+    x, w, _ = draw(10, 5, 7, num_heads)
+    expected = cosine_logits(x, w, num_heads=num_heads)
+    assert_close(cosine_logits(x, w * 1e-6, num_heads=num_heads), expected, 1e-10)
+    assert_close(causal_logits(x, w * 1e10, num_heads=num_heads), expected, 1e-10)
+    assert causal_logits(x, w * 1e-6, num_heads=num_heads).abs().max() < 1e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("num_heads", HEADS)
+def test_capsule_of_long_features_is_the_cosine(num_heads):
+    x, w, _ = draw(12, 5, 7, num_heads)
+    expected = cosine_logits(x, w, num_heads=num_heads)
+    assert_close(capsule_logits(x * 1e8, w, num_heads=num_heads), expected, 1e-7)
+
+
+@properties
+@given(seed=st.integers(0, 10**6), order=st.permutations(range(7)), kind=st.sampled_from(list(SETTINGS)))
+def test_classes_in_another_order_give_the_same_logits_in_that_order(seed, order, kind):
+    x, w, _ = draw(seed, 4, 7, 2)
+    logits = normalized_logits(x, w, num_heads=2, **SETTINGS[kind])
+    assert_close(normalized_logits(x, w[order], num_heads=2, **SETTINGS[kind]), logits[:, order], 1e-12)
+
+
+@properties
+@given(seed=st.integers(0, 10**6), num_rows=st.integers(1, 9), kind=st.sampled_from(list(SETTINGS)))
+def test_a_batch_is_the_stack_of_its_examples(seed, num_rows, kind):
+    x, w, _ = draw(seed, num_rows, 3, 2)
+    singles = [normalized_logits(row[None], w, num_heads=2, **SETTINGS[kind]) for row in x]
+    assert_close(normalized_logits(x, w, num_heads=2, **SETTINGS[kind]), torch.cat(singles), 1e-12)
+
+
+# ------------------------------------------------------------------------------------- degenerate and wrong input
+
+
+@pytest.mark.parametrize("num_heads", HEADS)
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_degenerate_input_has_finite_logits_and_gradients(case, kind, num_heads):
+    x, w = (t.clone().requires_grad_() for t in DEGENERATE[case])
+    logits = normalized_logits(x, w, num_heads=num_heads, **SETTINGS[kind])
+    assert_close(logits, oracle_logits(x, w, num_heads=num_heads, **SETTINGS[kind]), 1e-10)
+    assert_finite_gradients(logits, x, w)
+
+
+@pytest.mark.parametrize("make", MODULES.values())
+def test_heads_that_do_not_divide_the_features_are_named_in_the_error(make):
+    with pytest.raises(InputError, match="num_heads 5 and in_features 12"):
+        make(12, 3, num_heads=5)
+
+
+@pytest.mark.parametrize("wrong", [{"num_heads": 5}, {"num_heads": 0}, {"tau": 0.0}, {"tau": -1.0}, {"gamma": -1e-3}])
+@pytest.mark.parametrize("kind", MODULES)
+def test_wrong_hyperparameters_are_refused(kind, wrong):
+    x, w, _ = draw(70, 4, 3, 1)
+    with pytest.raises(InputError):
+        normalized_logits(x, w, **{"num_heads": 2, **SETTINGS[kind], **wrong})
+    if "gamma" in wrong and kind != "causal":
+        return  # cosine and capsule have no gamma
+    with pytest.raises(InputError):
+        FUNCTIONS[kind](x, w, **wrong)
+    with pytest.raises(InputError):
+        MODULES[kind](DIM, 3, **wrong)
+
+
+@pytest.mark.parametrize("make", [*MODULES.values(), LinearClassifier])
+@pytest.mark.parametrize("sizes", [(0, 3), (12, 0), (-2, 3)])
+def test_sizes_below_one_are_refused(make, sizes):
+    with pytest.raises(InputError):
+        make(*sizes)
+
+
+# ------------------------------------------------------------------------------------------------------ gradients
+
+
+@pytest.mark.parametrize("num_heads", HEADS)
+@pytest.mark.parametrize("kind", MODULES)
+def test_gradients_are_those_of_the_formula(kind, num_heads):
+    x, w, _ = (t.requires_grad_() for t in draw(80, 2, 3, num_heads))
+    assert torch.autograd.gradcheck(
+        lambda a, b: normalized_logits(a, b, num_heads=num_heads, **SETTINGS[kind]), (x, w)
+    )
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_gradients_do_not_pass_through_the_average(kind):
+    classifier = MODULES[kind](DIM, 3).double()
+    (x,) = batches(81, 4)
+    x.requires_grad_()
+    logits = FUNCTIONS[kind](x, classifier.weight)
+    expected = torch.autograd.grad(logits.square().sum(), (x, classifier.weight))
+    actual = torch.autograd.grad(classifier.train()(x).square().sum(), (x, classifier.weight))
+    for left, right in zip(actual, expected, strict=True):
+        assert_close(left, right, 1e-12)
