@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from tailwise.classifiers import CapsuleClassifier, CausalClassifier, CosineClassifier
 
@@ -21,7 +20,7 @@ ALPHAS = (0.0, 1.0, 1.5, 3.0, -0.5)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 MODULES = {"causal": CausalClassifier, "cosine": CosineClassifier, "capsule": CapsuleClassifier}
 # tau, gamma and norm: the defaults of the three classifiers, and two settings only the functions offer
-SETTINGS = {
+HYPERPARAMETERS = {
     "causal": {"tau": 16.0, "gamma": 1 / 32, "norm": "unit"},
     "cosine": {"tau": 16.0, "gamma": 0.0, "norm": "unit"},
     "capsule": {"tau": 16.0, "gamma": 0.0, "norm": "capsule"},
@@ -159,10 +158,9 @@ def batches(seed, *sizes, dim=DIM, dtype=torch.float64):
 def trained(kind, num_heads=2, num_classes=7, dtype=torch.float64, seed=0):
     """A classifier whose average has moved over three batches, in eval mode."""
     classifier = MODULES[kind](DIM, num_classes, num_heads=num_heads).to(dtype)
-    with torch.no_grad():
-        classifier.weight.copy_(draw(seed, 1, num_classes, num_heads)[1])
-        for batch in batches(seed, 4, 2, 5, dtype=dtype):
-            classifier.train()(batch)
+    classifier.weight.data.copy_(draw(seed, 1, num_classes, num_heads)[1])
+    for batch in batches(seed, 4, 2, 5, dtype=dtype):
+        classifier(batch)
     return classifier.eval()
 
 
@@ -208,9 +206,6 @@ def assert_close(actual, expected, tolerance, beside=0.0):
 
 
 def assert_finite_gradients(logits, *leaves):
-    """Of the logits themselves and of their cross entropy."""
-    labels = torch.arange(len(logits)) % logits.shape[1]
-    for scalar in (logits.sum(), F.cross_entropy(logits.float(), labels, reduction="sum")):
-        assert scalar.isfinite()
-        for gradient in torch.autograd.grad(scalar, leaves, retain_graph=True):
-            assert gradient.isfinite().all()
+    assert logits.isfinite().all()
+    for gradient in torch.autograd.grad(logits.sum(), leaves):
+        assert gradient.isfinite().all()

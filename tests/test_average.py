@@ -6,19 +6,10 @@ import math
 
 import pytest
 import torch
-from causal_oracles import (
-    DIM,
-    HEADS,
-    MODULES,
-    assert_close,
-    batches,
-    oracle_average,
-    oracle_direction,
-    trained,
-)
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from causal_oracles import DIM, HEADS, MODULES, assert_close, batches, oracle_average, oracle_direction, trained
 from tailwise import InputError
 from tailwise.classifiers import CausalClassifier, FeatureAverage
 

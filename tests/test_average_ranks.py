@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from causal_oracles import assert_close, batches, oracle_average
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from causal_oracles import assert_close, batches, oracle_average
 from tailwise.adjust import tde
 from tailwise.classifiers import CausalClassifier, FeatureAverage
 

@@ -4,15 +4,19 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
 from causal_oracles import (
     BATCH_SIZES,
     CLASS_COUNTS,
     DEGENERATE,
     DIM,
     HEADS,
+    HYPERPARAMETERS,
     MODULES,
     SCALES,
-    SETTINGS,
     TOLERANCE,
     assert_close,
     assert_finite_gradients,
@@ -21,12 +25,9 @@ from causal_oracles import (
     oracle_average,
     oracle_logits,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.nn import functional as F
-
 from tailwise import InputError
 from tailwise.classifiers import (
+    FoldedClassifier,
     LinearClassifier,
     capsule_logits,
     causal_logits,
@@ -45,13 +46,13 @@ properties = settings(max_examples=25, deadline=None, database=None)
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("num_heads", HEADS)
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("kind", HYPERPARAMETERS)
 def test_logits_follow_equation_7(kind, num_heads, dtype):
     for num_classes in CLASS_COUNTS:
         for num_rows in BATCH_SIZES:
             x, w, _ = draw(11 * num_heads + num_classes, num_rows, num_classes, num_heads, dtype)
-            expected = oracle_logits(x, w, num_heads=num_heads, **SETTINGS[kind])
-            actual = normalized_logits(x, w, num_heads=num_heads, **SETTINGS[kind])
+            expected = oracle_logits(x, w, num_heads=num_heads, **HYPERPARAMETERS[kind])
+            actual = normalized_logits(x, w, num_heads=num_heads, **HYPERPARAMETERS[kind])
             assert actual.dtype is dtype
             assert_close(actual, expected, TOLERANCE[dtype])
 
@@ -69,10 +70,10 @@ def test_logits_worked_out_by_hand():
 def test_defaults_are_those_of_the_paper(kind):
     x, w, _ = draw(5, 5, 7, 1)
     classifier = MODULES[kind](DIM, 7).double()
-    how = {"num_heads": DEFAULT_HEADS[kind], **SETTINGS[kind]}
-    assert_close(FUNCTIONS[kind](x, w), oracle_logits(x, w, **how), 1e-10)
+    hyper = {"num_heads": DEFAULT_HEADS[kind], **HYPERPARAMETERS[kind]}
+    assert_close(FUNCTIONS[kind](x, w), oracle_logits(x, w, **hyper), 1e-10)
     for _ in range(2):
-        assert_close(classifier(x), oracle_logits(x, classifier.weight, **how), 1e-10)
+        assert_close(classifier(x), oracle_logits(x, classifier.weight, **hyper), 1e-10)
     assert_close(classifier.average.value, oracle_average([x, x], momentum=0.9), 1e-10)
 
 
@@ -106,8 +107,8 @@ def test_one_head_without_gamma_is_the_cosine():
 def test_features_of_any_scale(dtype, scale, tolerance, kind):
     x, w, _ = draw(9, 5, 3, 2)
     x, w = (x.clamp(-3, 3) * scale).to(dtype).requires_grad_(), w.to(dtype).requires_grad_()
-    logits = normalized_logits(x, w, num_heads=2, **SETTINGS[kind])
-    assert_close(logits, oracle_logits(x, w, num_heads=2, **SETTINGS[kind]), tolerance)
+    logits = normalized_logits(x, w, num_heads=2, **HYPERPARAMETERS[kind])
+    assert_close(logits, oracle_logits(x, w, num_heads=2, **HYPERPARAMETERS[kind]), tolerance)
     assert_finite_gradients(logits, x, w)
 
 
@@ -136,19 +137,19 @@ def test_capsule_of_long_features_is_the_cosine(num_heads):
 
 
 @properties
-@given(seed=st.integers(0, 10**6), order=st.permutations(range(7)), kind=st.sampled_from(list(SETTINGS)))
+@given(seed=st.integers(0, 10**6), order=st.permutations(range(7)), kind=st.sampled_from(list(HYPERPARAMETERS)))
 def test_classes_in_another_order_give_the_same_logits_in_that_order(seed, order, kind):
     x, w, _ = draw(seed, 4, 7, 2)
-    logits = normalized_logits(x, w, num_heads=2, **SETTINGS[kind])
-    assert_close(normalized_logits(x, w[order], num_heads=2, **SETTINGS[kind]), logits[:, order], 1e-12)
+    logits = normalized_logits(x, w, num_heads=2, **HYPERPARAMETERS[kind])
+    assert_close(normalized_logits(x, w[order], num_heads=2, **HYPERPARAMETERS[kind]), logits[:, order], 1e-12)
 
 
 @properties
-@given(seed=st.integers(0, 10**6), num_rows=st.integers(1, 9), kind=st.sampled_from(list(SETTINGS)))
+@given(seed=st.integers(0, 10**6), num_rows=st.integers(1, 9), kind=st.sampled_from(list(HYPERPARAMETERS)))
 def test_a_batch_is_the_stack_of_its_examples(seed, num_rows, kind):
     x, w, _ = draw(seed, num_rows, 3, 2)
-    singles = [normalized_logits(row[None], w, num_heads=2, **SETTINGS[kind]) for row in x]
-    assert_close(normalized_logits(x, w, num_heads=2, **SETTINGS[kind]), torch.cat(singles), 1e-12)
+    singles = [normalized_logits(row[None], w, num_heads=2, **HYPERPARAMETERS[kind]) for row in x]
+    assert_close(normalized_logits(x, w, num_heads=2, **HYPERPARAMETERS[kind]), torch.cat(singles), 1e-12)
 
 
 # ------------------------------------------------------------------------------------- degenerate and wrong input
@@ -159,8 +160,8 @@ def test_a_batch_is_the_stack_of_its_examples(seed, num_rows, kind):
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_degenerate_input_has_finite_logits_and_gradients(case, kind, num_heads):
     x, w = (t.clone().requires_grad_() for t in DEGENERATE[case])
-    logits = normalized_logits(x, w, num_heads=num_heads, **SETTINGS[kind])
-    assert_close(logits, oracle_logits(x, w, num_heads=num_heads, **SETTINGS[kind]), 1e-10)
+    logits = normalized_logits(x, w, num_heads=num_heads, **HYPERPARAMETERS[kind])
+    assert_close(logits, oracle_logits(x, w, num_heads=num_heads, **HYPERPARAMETERS[kind]), 1e-10)
     assert_finite_gradients(logits, x, w)
 
 
@@ -175,13 +176,24 @@ def test_heads_that_do_not_divide_the_features_are_named_in_the_error(make):
 def test_wrong_hyperparameters_are_refused(kind, wrong):
     x, w, _ = draw(70, 4, 3, 1)
     with pytest.raises(InputError):
-        normalized_logits(x, w, **{"num_heads": 2, **SETTINGS[kind], **wrong})
+        normalized_logits(x, w, **{"num_heads": 2, **HYPERPARAMETERS[kind], **wrong})
     if "gamma" in wrong and kind != "causal":
         return  # cosine and capsule have no gamma
     with pytest.raises(InputError):
         FUNCTIONS[kind](x, w, **wrong)
     with pytest.raises(InputError):
         MODULES[kind](DIM, 3, **wrong)
+
+
+def test_a_folded_classifier_copies_its_weight_and_refuses_wrong_settings():
+    x, w, _ = draw(71, 4, 3, 1)
+    folded = FoldedClassifier(w, num_heads=2, norm="unit")
+    before = folded(x)
+    w.zero_()
+    assert torch.equal(folded(x), before)
+    for wrong in ({"num_heads": 5}, {"num_heads": 0}, {"norm": "units"}):
+        with pytest.raises(InputError):
+            FoldedClassifier(w, **{"num_heads": 2, "norm": "unit", **wrong})
 
 
 @pytest.mark.parametrize("make", [*MODULES.values(), LinearClassifier])
@@ -194,13 +206,11 @@ def test_sizes_below_one_are_refused(make, sizes):
 # ------------------------------------------------------------------------------------------------------ gradients
 
 
-@pytest.mark.parametrize("num_heads", HEADS)
 @pytest.mark.parametrize("kind", MODULES)
-def test_gradients_are_those_of_the_formula(kind, num_heads):
-    x, w, _ = (t.requires_grad_() for t in draw(80, 2, 3, num_heads))
-    assert torch.autograd.gradcheck(
-        lambda a, b: normalized_logits(a, b, num_heads=num_heads, **SETTINGS[kind]), (x, w)
-    )
+def test_gradients_are_those_of_the_formula(kind):
+    x, w, _ = draw(80, 2, 3, 2)
+    leaves = (x.requires_grad_(), w.requires_grad_())
+    assert torch.autograd.gradcheck(lambda a, b: normalized_logits(a, b, num_heads=2, **HYPERPARAMETERS[kind]), leaves)
 
 
 @pytest.mark.parametrize("kind", MODULES)

@@ -323,6 +323,16 @@ def test_lost_stores_are_made_again(tde_run, tmp_path):
     assert seed.store("test").is_dir()
 
 
+def test_lost_stores_without_data_are_named(tmp_path, cifar):
+    settings = ["stages.0.epochs=1", "data.imbalance_ratio=4", "stages.0.batch_size=16"]
+    recipes = override(find("cifar10-lt/linear"), settings)
+    seed = experiment.train(recipes, (0,), tmp_path / "a", data_dir=cifar, watch=Silent())[0].seeds[0]
+    (seed.store("test") / "features.npy").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"stores/test: not a readable store.*cannot be made again.*local copy"):
+        measure.measure(seed, ["linear"], None, None)
+    assert measure.measure(seed, ["linear"], None, cifar)["rows"] == seed.results()["rows"]
+
+
 def test_adjusted_classifier_on_disk_predicts_as_reported(tde_run, tmp_path):
     copy = tmp_path / "tde"
     shutil.copytree(tde_run.path, copy)

@@ -23,7 +23,7 @@ class DigitsNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            *_convolution(1, 32), *_convolution(32, 64), nn.MaxPool2d(2), *_convolution(64, self.num_features)
+            *_convolution(1, 32), nn.MaxPool2d(2), *_convolution(32, 64), *_convolution(64, self.num_features)
         )
         self.apply(_kaiming)
 

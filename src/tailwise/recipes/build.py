@@ -1,6 +1,7 @@
 """From settings to objects: the only place where a name becomes data, a module, a sampler or a loss."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +49,17 @@ TRAINABLE = {"all": ("",), "classifier": ("classifier",)}
 STARTING_MOMENTUM = 0.9  # of an average that follows the learning rate, until the first step sets it
 
 PREDICT_BATCH = 500
+
+
+@contextmanager
+def cpu_threads(recipe: Recipe) -> Iterator[None]:
+    """Run the block on as many CPU threads as the recipe asks for; their number is part of what a result depends on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build_data(recipe: Recipe, seed: int, data_dir: Path | None) -> LongTailedData:

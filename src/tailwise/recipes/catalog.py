@@ -25,7 +25,9 @@ CLASSIFIERS: dict[str, ClassifierSettings] = {
     "causal": CausalSettings(),
 }
 
-# 8 x 8 digits: small batches and a long warm-up; about 1.5 s a run on two CPU cores.
+# 8 x 8 digits: small batches and a long warm-up; about 2 s a run on one CPU core. Network, batch size (32, 64) and
+# learning rate (0.05, 0.1, 0.2) did best on val over seeds 100 to 111, for linear and de-confound alike: no reported
+# seed and no test image had a part in it.
 DIGITS = {
     "data": DataSettings(name="digits-lt", imbalance_ratio=50),
     "backbone": BackboneSettings(name="digits-net"),
@@ -33,14 +35,15 @@ DIGITS = {
         StageSettings(
             name="joint",
             epochs=60,
-            batch_size=64,
-            learning_rate=0.1,
+            batch_size=32,
+            learning_rate=0.2,
             schedule=CosineScheduleSettings(warmup_epochs=18),
             augment="shift",
         ),
     ),
     "tde": TdeSettings(fixed_alpha=1.0),
     "seeds": 5,
+    "threads": 1,  # operations this small gain nothing from a second, and lose much where the machine is shared
 }
 
 # Tang et al. 2020 on CIFAR-LT, from the paper and the authors' configuration: two-branch ResNet-32, batch 256,

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import platform
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +16,15 @@ from tailwise import checks
 from tailwise.data import LongTailedData
 from tailwise.evaluate import Store, mean_per_class_accuracy, predict
 from tailwise.recipes import runs
-from tailwise.recipes.build import build_data, build_load, build_model, build_stages, in_order, subset_seed_of
+from tailwise.recipes.build import (
+    build_data,
+    build_load,
+    build_model,
+    build_stages,
+    cpu_threads,
+    in_order,
+    subset_seed_of,
+)
 from tailwise.recipes.methods import reported
 from tailwise.recipes.rows import Alpha, rows_of
 from tailwise.recipes.schema import Recipe
@@ -71,7 +78,6 @@ def alpha_of(recipe: Recipe) -> Alpha:
 
 
 def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, data_dir: Path | None, watch: Watch) -> runs.Run:
-    was_there = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,8 +89,7 @@ def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, data_dir: P
     except BaseException:
         if not any(folder.glob(f"seed-*/{runs.RESULTS}")):  # nothing to keep: leave no trace
             (folder / runs.RECIPE).unlink(missing_ok=True)
-            if not was_there:
-                shutil.rmtree(folder, ignore_errors=True)
+            runs.remove_empty(folder)
         raise
     return runs.open_run(folder)
 
@@ -94,7 +99,7 @@ def _train_one(recipe: Recipe, seed: int, folder: Path, data_dir: Path | None, w
     data = build_data(recipe, seed, data_dir)
     label = f"{recipe.name} seed {seed}"
     watch.begin(label, sum(stage.epochs for stage in recipe.stages))
-    with torch.random.fork_rng(devices=[]), runs.new_folder(folder) as written:
+    with cpu_threads(recipe), torch.random.fork_rng(devices=[]), runs.new_folder(folder) as written:
         torch.manual_seed(mixed_seed(seed))
         model = build_model(recipe, data.counts.num_classes)
         keep = _BestOnVal(model, data, recipe)

@@ -12,7 +12,7 @@ from tailwise.classifiers import FoldedClassifier
 from tailwise.counts import ClassCounts
 from tailwise.evaluate import Store
 from tailwise.recipes import runs
-from tailwise.recipes.build import build_data, build_model
+from tailwise.recipes.build import build_data, build_model, cpu_threads
 from tailwise.recipes.experiment import alpha_of, write_stores
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.rows import Alpha, rows_of
@@ -106,6 +106,10 @@ def _stores(
     try:
         val = None if seed.recipe.protocol == "paper" else Store.load(seed.store("val"), checkpoint.digest)
         return val, Store.load(seed.store("test"), checkpoint.digest)
-    except checks.InputError:
-        data = build_data(seed.recipe, seed.seed, data_dir)
-        return write_stores(model, data, checkpoint.digest, seed.path / "stores")
+    except checks.InputError as lost:
+        try:
+            data = build_data(seed.recipe, seed.seed, data_dir)
+        except checks.InputError as error:
+            raise checks.InputError(f"{lost}; and without its data it cannot be made again: {error}") from error
+        with cpu_threads(seed.recipe):
+            return write_stores(model, data, checkpoint.digest, seed.path / "stores")

@@ -138,7 +138,10 @@ class Published(Settings):
 
 
 class Recipe(Settings):
-    """A named, complete experiment. `data/method` is its name; seeds is how many runs it takes by default."""
+    """A named, complete experiment. `data/method` is its name.
+
+    seeds: how many runs it takes by default. threads: of the CPU; null is torch's own choice.
+    """
 
     name: str
     data: DataSettings
@@ -148,6 +151,7 @@ class Recipe(Settings):
     tde: TdeSettings
     protocol: Protocol = "clean"
     seeds: PositiveInt = 3
+    threads: PositiveInt | None = None
     published: tuple[Published, ...] = ()
 
     @property
