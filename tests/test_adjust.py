@@ -2,7 +2,6 @@
 
 import math
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,6 +28,7 @@ from causal_oracles import (
     oracle_logits,
     oracle_tde,
     trained,
+    unchecked,
 )
 from tailwise import InputError
 from tailwise.adjust import background_exempted, fold_tde, head_cosine, tde, tde_components, tde_logits
@@ -54,15 +54,6 @@ def assert_tde(actual, x, weight, direction, alpha, hyper, tolerance):
     """Eq. 8 to within a part of the largest logit before or after: where the two cancel, no digit is left."""
     expected = oracle_tde(x, weight, direction, alpha, **hyper)
     assert_close(actual, expected, tolerance, beside=oracle_logits(x, weight, **hyper))
-
-
-@pytest.fixture
-def unchecked():
-    """Without the suite's own type checker, which would refuse some wrong input before the library can."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 # ---------------------------------------------------------------------------------------- Eq. 8 as a function
@@ -267,12 +258,12 @@ def test_a_folded_classifier_is_a_copy_without_an_average(kind, alpha):
     assert torch.equal(fold(x), before)
 
 
-def test_tde_needs_a_classifier_with_an_average(unchecked):
+def test_tde_needs_a_classifier_with_an_average():
     (x,), linear = batches(71, 4), LinearClassifier(DIM, 3).double()
     for form in FORMS:
-        with pytest.raises(InputError):
+        with unchecked(), pytest.raises(InputError):
             form(x, linear, 1.5)
-    with pytest.raises(InputError):
+    with unchecked(), pytest.raises(InputError):
         head_cosine(x, linear)
 
 
@@ -393,6 +384,6 @@ def test_a_background_that_is_no_class_is_refused(background):
 
 
 @pytest.mark.parametrize("other", [(5, 6), (4, 7), (1, 7), (5, 1)], ids=str)
-def test_background_exempted_refuses_logits_of_two_shapes(other, unchecked):
-    with pytest.raises(InputError):
+def test_background_exempted_refuses_logits_of_two_shapes(other):
+    with unchecked(), pytest.raises(InputError):
         background_exempted(torch.zeros(5, 7), torch.zeros(other))

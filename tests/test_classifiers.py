@@ -24,6 +24,7 @@ from causal_oracles import (
     draw,
     oracle_average,
     oracle_logits,
+    unchecked,
 )
 from tailwise import InputError
 from tailwise.classifiers import (
@@ -192,7 +193,7 @@ def test_a_folded_classifier_copies_its_weight_and_refuses_wrong_settings():
     w.zero_()
     assert torch.equal(folded(x), before)
     for wrong in ({"num_heads": 5}, {"num_heads": 0}, {"norm": "units"}):
-        with pytest.raises(InputError):
+        with unchecked(), pytest.raises(InputError):
             FoldedClassifier(w, **{"num_heads": 2, "norm": "unit", **wrong})
 
 

@@ -43,13 +43,13 @@ def main_job(tmp_path_factory):
 
 
 def test_main_command_prints_the_table_of_the_readme(main_job):
-    """The same seeds, perhaps another machine: means within two points."""
+    """The same seeds, perhaps another machine: means within three points."""
     printed, shown = table(main_job[1]), table(after("table: digits-lt"))
     assert list(printed) == list(shown) == [
         "linear", "cosine", "cosine-tde", "capsule", "capsule-tde", "de-confound", "tde",
     ]  # fmt: skip
     for method, means in shown.items():
-        assert printed[method] == pytest.approx(means, abs=2.0), method
+        assert printed[method] == pytest.approx(means, abs=3.0), method
 
 
 def test_main_job_debiases(main_job):

@@ -1,5 +1,6 @@
 """Train a recipe over seeds, keep what its protocol chooses, measure it, write it down."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -78,6 +79,7 @@ def alpha_of(recipe: Recipe) -> Alpha:
 
 
 def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, data_dir: Path | None, watch: Watch) -> runs.Run:
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,7 +91,9 @@ def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, data_dir: P
     except BaseException:
         if not any(folder.glob(f"seed-*/{runs.RESULTS}")):  # nothing to keep: leave no trace
             (folder / runs.RECIPE).unlink(missing_ok=True)
-            runs.remove_empty(folder)
+            with contextlib.suppress(OSError):  # not empty after all: not ours alone
+                for path in made:
+                    path.rmdir()
         raise
     return runs.open_run(folder)
 

@@ -128,14 +128,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_empty(folder: Path) -> None:
-    """Remove `folder` if it is empty, then its parent if that is, and so on within the working directory."""
-    for path in (folder, *folder.parents):
-        if path in (Path("."), Path("/")) or any(path.iterdir()):
-            return
-        path.rmdir()
-
-
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write atomically: the old file or the new one, never a part.
 

@@ -33,12 +33,12 @@ def print_record(console: Console, record: dict[str, Any], lines: Sequence[str] 
     console.print(f"{title}; protocol {record['protocol']}", highlight=False, markup=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     if side_by_side:
-        table.add_column("run", justify="right")
+        table.add_column("run", justify="right", min_width=3)
     table.add_column("method", no_wrap=True)
     for group in GROUPS:
         table.add_column(f"{group} ({sizes[group]})" if sizes else group, justify="right", no_wrap=True)
     if side_by_side:
-        table.add_column("minus first", justify="right", no_wrap=True)
+        table.add_column("vs first", justify="right", no_wrap=True)
     best = max((row["all"]["mean"] for row in rows if row["all"]), default=None)
     for row in rows:
         cells = [row["method"], *(figure(row[group]) for group in GROUPS)]
