@@ -45,7 +45,7 @@ def features(num_rows=6, dtype=torch.float32):
 
 def test_every_public_classifier_is_here():
     public = {name for name in tailwise.classifiers.__all__ if name.endswith("Classifier")}
-    assert set(CLASSIFIERS) == public - {"NormalizedClassifier"}  # that one is a protocol
+    assert set(CLASSIFIERS) == public - {"NormalizedClassifier"}  # the type of the three that TDE takes
     for name, make in CLASSIFIERS.items():
         assert type(make()).__name__ == name
 

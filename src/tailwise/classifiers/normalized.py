@@ -1,7 +1,6 @@
 """Multi-head normalized classifiers, each with the average of the features it was trained on."""
 
 import math
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +10,6 @@ from tailwise import checks
 from tailwise.classifiers.average import FeatureAverage
 from tailwise.classifiers.functional import Norm, normalized_logits, scale_features
 from tailwise.shapes import Float
-
-
-@runtime_checkable
-class NormalizedClassifier(Protocol):
-    """What total direct effect reads of a classifier: Eq. 7's terms and the average of its features."""
-
-    weight: nn.Parameter
-    average: FeatureAverage
-    num_heads: int
-    tau: float
-    gamma: float
-    norm: Norm
 
 
 class CausalClassifier(nn.Module):
@@ -182,6 +169,10 @@ class FoldedClassifier(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, num_heads={self.num_heads}, norm={self.norm}"
+
+
+# What total direct effect takes: `weight`, `average`, `num_heads`, `tau`, `gamma` and `norm` of Eq. 7.
+NormalizedClassifier = CausalClassifier | CosineClassifier | CapsuleClassifier
 
 
 def _initial_weight(in_features: int, num_classes: int) -> nn.Parameter:
