@@ -23,7 +23,7 @@ DataDir = Annotated[Path | None, Parameter(help="Where local data sets lie (defa
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
 Method = Annotated[str | None, Parameter(help="linear, cosine, cosine-tde, capsule, capsule-tde, de-confound or tde.")]
 AlphaText = Annotated[str | None, Parameter(help="Strength of TDE: a number, or auto (chosen on val).")]
-PowerText = Annotated[str | None, Parameter(help="Norm power: a number, or auto. No method of these takes one yet.")]
+PowerText = Annotated[str | None, Parameter(help="Norm power: a number, or auto, for a method that has one.")]
 
 
 @app.command
@@ -51,9 +51,11 @@ def train(
     *settings: Annotated[str, Parameter(help="Overrides such as stages.0.epochs=5 or classifier.num_heads=4.")],
     seeds: Seeds = None,
     protocol: Annotated[
-        Literal["clean", "paper", "legacy"],
-        Parameter(help="clean: choose on val. paper: published settings. legacy: choose on test, as the authors."),
-    ] = "clean",
+        Literal["clean", "paper", "legacy"] | None,
+        Parameter(
+            help="clean (default): choose on val. paper: published settings. legacy: choose on test, as the authors."
+        ),
+    ] = None,
     data_dir: DataDir = None,
     out: Annotated[Path | None, Parameter(help="A new folder for the run (default: runs/NAME).")] = None,
     json: Json = False,
@@ -62,7 +64,7 @@ def train(
     from tailwise.recipes.catalog import find
     from tailwise.recipes.overrides import override
 
-    chosen = override(find(name), [*settings, f"protocol={protocol}"])
+    chosen = override(find(name), [*settings, *([f"protocol={protocol}"] if protocol else [])])
     numbers = range(checks.whole("seeds", chosen[0].seeds if seeds is None else seeds))
 
     from tailwise.recipes import experiment, runs
