@@ -1,3 +1,5 @@
+"""What every test and every docstring example shares."""
+
 import os
 
 # a run must not find the data of whoever runs the tests

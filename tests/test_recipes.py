@@ -136,7 +136,7 @@ def test_overrides_reach_where_the_key_exists():
         ("classifier.tau=0", "classifier.tau: input should be greater than 0, got 0"),
         ("classifier.momentum=1.5", "classifier.momentum: .*less than or equal to 1"),
         ("stages.0.schedule.warmup_epochs=-1", r"stages\.0\.schedule\.warmup_epochs: .*greater than or equal to 0"),
-        ("stages.0.sampler=square", r"stages\.0\.sampler: input should be 'instance'"),
+        ("stages.0.sampler=square", r"stages\.0\.sampler: input should be 'instance', 'square-root'"),
         ("data.imbalance_ratio=NaN", "data.imbalance_ratio: .*finite"),
         ("name=x", "unknown key 'name'"),
     ],

@@ -8,7 +8,7 @@ from torch import nn
 from tailwise import CausalClassifier, InputError, LinearClassifier, Stage, fit
 from tailwise.losses import CrossEntropy, cross_entropy
 from tailwise.recognizer import Recognizer
-from tailwise.sampling import InstanceSampler
+from tailwise.sampling import EpochSampler, instance_draw
 from tailwise.seeds import mixed_seed
 from tailwise.train import constant, cosine, load_checkpoint, load_state, multistep, only_trainable, save_checkpoint
 
@@ -33,7 +33,7 @@ def stage(**changes):
         "name": "joint",
         "epochs": 2,
         "batch_size": 256,
-        "sampler": InstanceSampler(256, seed=0),
+        "sampler": EpochSampler(partial(instance_draw, 256, 0), batch_size=256),
         "loss": cross_entropy,
         "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
         "learning_rate": constant(0.1),
@@ -157,17 +157,6 @@ def test_cross_entropy_oracle_and_module():
     each = [-(row[t] - math.log(sum(math.exp(v) for v in row))) for row, t in zip(logits.tolist(), target, strict=True)]
     torch.testing.assert_close(cross_entropy(logits, target, reduction="none"), torch.tensor(each).double())
     torch.testing.assert_close(CrossEntropy()(logits, target), torch.tensor(sum(each) / 5).double())
-
-
-def test_instance_sampler_is_a_seeded_permutation():
-    sampler = InstanceSampler(50, seed=1)
-    first, second = sampler.indices(1), sampler.indices(2)
-    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(50))
-    assert not torch.equal(first, second)
-    assert torch.equal(first, InstanceSampler(50, seed=1).indices(1))
-    assert not torch.equal(first, InstanceSampler(50, seed=2).indices(1))
-    with pytest.raises(InputError, match="num_samples"):
-        InstanceSampler(0, seed=1)
 
 
 def test_mixed_seeds_do_not_collide():

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -30,7 +32,19 @@ from tailwise.recipes.schema import (
     StageSettings,
 )
 from tailwise.recognizer import Recognizer
-from tailwise.sampling import InstanceSampler
+from tailwise.sampling import (
+    EpochSampler,
+    Members,
+    class_aware_draw,
+    class_draw,
+    class_probabilities,
+    cyclic_draw,
+    instance_draw,
+    progressive_probabilities,
+    repeat_draw,
+    repeat_factors,
+    reverse_probabilities,
+)
 from tailwise.seeds import mixed_seed
 from tailwise.train import Schedule, Stage, constant, cosine, multistep
 
@@ -49,6 +63,7 @@ TRAINABLE = {"all": ("",), "classifier": ("classifier",)}
 STARTING_MOMENTUM = 0.9  # of an average that follows the learning rate, until the first step sets it
 
 PREDICT_BATCH = 500
+Draw = Callable[[int], NDArray[np.int64]]
 
 
 @contextmanager
@@ -123,7 +138,7 @@ def build_stages(recipe: Recipe, model: Recognizer, data: LongTailedData, seed: 
             name=stage.name,
             epochs=stage.epochs,
             batch_size=stage.batch_size,
-            sampler=InstanceSampler(len(data.train), mixed_seed(seed, number)),
+            sampler=build_sampler(stage, data, mixed_seed(seed, number)),
             loss=LOSSES[stage.loss],
             optimizer=partial(_sgd, stage),
             learning_rate=build_schedule(stage),
@@ -134,6 +149,38 @@ def build_stages(recipe: Recipe, model: Recognizer, data: LongTailedData, seed: 
         )
         for number, stage in enumerate(recipe.stages)
     ]
+
+
+def build_sampler(stage: StageSettings, data: LongTailedData, seed: int) -> EpochSampler:
+    """The stage's sampler over the training images, with the counts trained on."""
+    counts = data.counts
+    members = Members.of(data.train.labels.numpy(), counts)
+
+    def by_class(probabilities: Callable[[int], NDArray[np.float64]], *, cyclic: bool = False) -> Draw:
+        rule = cyclic_draw if cyclic else class_draw
+        return lambda epoch: rule(members, probabilities(epoch), seed, epoch)
+
+    def progressive(epoch: int) -> NDArray[np.float64]:
+        return progressive_probabilities(counts, epoch, stage.epochs)
+
+    def progressive_authors(epoch: int) -> NDArray[np.float64]:
+        return progressive_probabilities(counts, epoch, stage.epochs, reading="authors")
+
+    draws: dict[str, Draw] = {
+        "instance": lambda epoch: instance_draw(len(data.train), seed, epoch),
+        "square-root": by_class(lambda _: class_probabilities(counts, 0.5)),
+        "class-balanced": by_class(lambda _: class_probabilities(counts, 0)),
+        "progressive": by_class(progressive),
+        "square-root-cyclic": by_class(lambda _: class_probabilities(counts, 0.5), cyclic=True),
+        "class-balanced-cyclic": by_class(lambda _: class_probabilities(counts, 0), cyclic=True),
+        "progressive-cyclic": by_class(progressive_authors, cyclic=True),
+        "class-aware": lambda epoch: class_aware_draw(members, seed, epoch),
+        "reverse": by_class(lambda _: reverse_probabilities(counts)),
+        "repeat-factor": lambda epoch: repeat_draw(
+            members, repeat_factors(counts, stage.repeat_threshold), seed, epoch
+        ),
+    }
+    return EpochSampler(draws[stage.sampler], batch_size=stage.batch_size)
 
 
 def average_momentum(learning_rate: float) -> float:

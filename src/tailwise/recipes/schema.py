@@ -10,6 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Protocol = Literal["clean", "paper", "legacy"]
+SamplerName = Literal[
+    "instance",
+    "square-root",
+    "class-balanced",
+    "progressive",
+    "square-root-cyclic",
+    "class-balanced-cyclic",
+    "progressive-cyclic",
+    "class-aware",
+    "reverse",
+    "repeat-factor",
+]
 
 
 class Settings(BaseModel):
@@ -103,6 +115,7 @@ ScheduleSettings = Annotated[ConstantSettings | CosineScheduleSettings | Multist
 class StageSettings(Settings):
     """One training phase; the terms are those of `tailwise.train.Stage`.
 
+    sampler: "cyclic" is the authors' variant of the one it ends. repeat_threshold: of repeat-factor sampling.
     learning_rate: the peak. momentum, weight_decay, nesterov: of SGD, on all parameters.
     """
 
@@ -114,7 +127,8 @@ class StageSettings(Settings):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegative = 5e-4
     nesterov: bool = False
-    sampler: Literal["instance"] = "instance"
+    sampler: SamplerName = "instance"
+    repeat_threshold: PositiveFloat = 0.001
     loss: Literal["cross-entropy"] = "cross-entropy"
     augment: Literal["none", "shift", "crop-flip"]
     trainable: Literal["all", "classifier"] = "all"

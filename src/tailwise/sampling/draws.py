@@ -1,0 +1,158 @@
+"""Draw rules: which images an epoch holds, in which order. Pure functions of (labels, seed, epoch), vectorised.
+
+An epoch is always as long as instance-balanced sampling's, except under repeat factors.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tailwise import checks
+from tailwise.counts import ClassCounts
+from tailwise.sampling.probabilities import Probabilities
+from tailwise.seeds import mixed_seed
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Members:
+    """The images of each class: `images[starts[c] : starts[c] + sizes[c]]` are those of class c."""
+
+    images: Indices
+    starts: Indices
+    sizes: Indices
+
+    @classmethod
+    def of(cls, labels: Indices, counts: ClassCounts) -> "Members":
+        """Sort images by class.
+
+        Raises:
+            InputError: labels whose counts are not `counts`.
+        """
+        checks.labels_in_range("labels", labels, counts.num_classes)
+        sizes = np.bincount(labels, minlength=counts.num_classes)
+        wrong = np.flatnonzero(sizes != np.asarray(counts.per_class))
+        if len(wrong):
+            c = wrong[0]
+            raise checks.InputError(f"counts: expected {sizes[c]} images of class {c}, got {counts.per_class[c]}")
+        return cls(np.argsort(labels, kind="stable"), np.cumsum(sizes) - sizes, sizes)
+
+
+def instance_draw(num_samples: int, seed: int, epoch: int) -> Indices:
+    """Every image once, in a fresh order (Kang et al. 2020, Eq. 1 with q = 1).
+
+    >>> sorted(instance_draw(4, seed=0, epoch=1).tolist())
+    [0, 1, 2, 3]
+    """
+    checks.whole("num_samples", num_samples)
+    generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+    return np.asarray(torch.randperm(num_samples, generator=generator).numpy())
+
+
+def class_draw(members: Members, probabilities: Probabilities, seed: int, epoch: int) -> Indices:
+    """A class by its probability, then an image of the class, both with replacement (Kang et al. 2020, Eq. 1).
+
+    >>> members = Members.of(np.array([0, 0, 0, 1]), ClassCounts((3, 1)))
+    >>> class_draw(members, np.array([0.0, 1.0]), seed=0, epoch=1)
+    array([3, 3, 3, 3])
+    """
+    rng = _rng(seed, epoch)
+    classes = _classes(rng, probabilities, len(members.images))
+    place = (rng.random(len(classes)) * members.sizes[classes]).astype(np.int64)
+    return np.asarray(members.images[members.starts[classes] + place])
+
+
+def cyclic_draw(members: Members, probabilities: Probabilities, seed: int, epoch: int) -> Indices:
+    """A class by its probability, then the class's images in a shuffled cycle, each once before any again.
+
+    The authors' variant (their `ClassPrioritySampler`). Departure: their cycles go on from epoch to epoch, these start
+    anew, so that an epoch does not depend on those before it.
+
+    >>> members = Members.of(np.array([0, 0, 1, 1]), ClassCounts((2, 2)))
+    >>> sorted(cyclic_draw(members, np.array([0.0, 1.0]), seed=0, epoch=1).tolist())
+    [2, 2, 3, 3]
+    """
+    classes = _classes(_rng(seed, epoch), probabilities, len(members.images))
+    order = np.argsort(classes, kind="stable")
+    sizes = np.bincount(classes, minlength=len(members.sizes))
+    visit = np.empty_like(classes)
+    visit[order] = np.arange(len(classes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return _cyclic_images(members, classes, visit, mixed_seed(seed, epoch))
+
+
+def class_aware_draw(members: Members, seed: int, epoch: int, samples_per_class: int = 4) -> Indices:
+    """Classes in a shuffled cycle; each visit takes the next `samples_per_class` images of the class's own cycle.
+
+    The authors' `ClassAwareSampler`, which both papers' class-balanced stages used. Both cycles go on over epochs, as
+    theirs do; epoch 1 is the first.
+
+    >>> members = Members.of(np.array([0, 0, 0, 0, 1, 1, 1, 1]), ClassCounts((4, 4)))
+    >>> sorted(class_aware_draw(members, seed=0, epoch=1).tolist())
+    [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    checks.whole("samples_per_class", samples_per_class)
+    present = np.flatnonzero(members.sizes)
+    # Position in the endless sequence -> visit -> (cycle over classes, place in that cycle). Every class is visited
+    # once a cycle, so the cycle alone says which of its images are next: no epoch needs those before it.
+    position = np.arange((epoch - 1) * len(members.images), epoch * len(members.images))
+    visit, nth = np.divmod(position, samples_per_class)
+    cycle, place = np.divmod(visit, len(present))
+    orders = np.stack([_rng(seed, c).permutation(present) for c in range(cycle[0], cycle[-1] + 1)])
+    classes = orders[cycle - cycle[0], place]
+    return _cyclic_images(members, classes, cycle * samples_per_class + nth, mixed_seed(seed))
+
+
+def repeat_draw(members: Members, factors: NDArray[np.float64], seed: int, epoch: int) -> Indices:
+    """Each image as often as its class's repeat factor, fractions by chance, in a fresh order (Gupta et al. 2019).
+
+    >>> members = Members.of(np.array([0, 1]), ClassCounts((1, 1)))
+    >>> sorted(repeat_draw(members, np.array([1.0, 3.0]), seed=0, epoch=1).tolist())
+    [0, 1, 1, 1]
+    """
+    rng = _rng(seed, epoch)
+    wanted = np.repeat(factors, members.sizes)
+    times = np.floor(wanted + rng.random(len(wanted))).astype(np.int64)
+    return rng.permutation(np.repeat(members.images, times))
+
+
+def _rng(*seeds: int) -> np.random.Generator:
+    # PCG64's stream is frozen by NumPy's compatibility policy; the distributions used here are uniform ones
+    return np.random.Generator(np.random.PCG64(mixed_seed(*seeds)))
+
+
+def _classes(rng: np.random.Generator, probabilities: Probabilities, size: int) -> Indices:
+    edges = np.cumsum(probabilities)
+    # sorted uniforms make one merging pass of the search; the permutation makes the order random again
+    drawn = np.searchsorted(edges / edges[-1], np.sort(rng.random(size)), side="right")
+    return rng.permutation(drawn)
+
+
+def _cyclic_images(members: Members, classes: Indices, visit: Indices, seed: int) -> Indices:
+    """For each place of a sequence, the `visit`-th image of its class's endless shuffled cycle.
+
+    Round r of class c is a permutation that depends on (seed, c, r) alone.
+    """
+    sizes = members.sizes[classes]
+    rounds, offset = np.divmod(visit, sizes)
+    span = int(rounds.max()) + 1
+    pairs, which = np.unique(classes * span + rounds, return_inverse=True)  # the (class, round) that occur
+    pair_class = pairs // span
+    pair_sizes = members.sizes[pair_class]
+    starts = np.cumsum(pair_sizes) - pair_sizes
+    group = np.repeat(np.arange(len(pairs)), pair_sizes)
+    item = np.arange(len(group)) - starts[group]
+    keys = _hash(_hash(pair_class * np.int64(0x9E3779B1) + pairs % span, seed)[group] + item.astype(np.uint64), seed)
+    shuffled = item[np.lexsort((keys, group))]
+    return np.asarray(members.images[members.starts[classes] + shuffled[starts[which] + offset]])
+
+
+def _hash(values: NDArray[np.integer], seed: int) -> NDArray[np.uint64]:
+    """splitmix64 of each value, as `seeds.mixed_seed` has it for one."""
+    with np.errstate(over="ignore"):
+        x = values.astype(np.uint64) + np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(x ^ (x >> np.uint64(31)))
