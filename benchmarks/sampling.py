@@ -1,0 +1,76 @@
+"""An epoch of class-balanced indices at iNaturalist 2018's size, against a per-sample Python iterator.
+
+    python benchmarks/sampling.py
+
+437,513 images of 8,142 classes with a Zipf-like tail (the sizes matter, not the exact counts). Prints each draw rule's
+median milliseconds and the ratio of medians to the iterator the field's code uses, measured in turn in one run.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+from tailwise import ClassCounts
+from tailwise.sampling import Members, class_aware_draw, class_draw, class_probabilities, cyclic_draw, instance_draw
+
+IMAGES, CLASSES, PAIRS = 437_513, 8_142, 5
+
+
+def zipf_counts() -> ClassCounts:
+    """Counts proportional to 1 / (rank + 25), at least 2, that sum to IMAGES."""
+    weights = 1 / (np.arange(CLASSES) + 25.0)
+    counts = np.maximum(2, (IMAGES * weights / weights.sum()).astype(int))
+    counts[0] += IMAGES - counts.sum()
+    return ClassCounts(tuple(counts.tolist()))
+
+
+def per_sample(by_class: list[list[int]], size: int) -> Iterator[int]:
+    """Class-balanced sampling one index at a time: a random class, then the next image of its shuffled cycle."""
+    places = [0] * len(by_class)
+    for _ in range(size):
+        c = random.randrange(len(by_class))
+        if places[c] == len(by_class[c]):
+            random.shuffle(by_class[c])
+            places[c] = 0
+        yield by_class[c][places[c]]
+        places[c] += 1
+
+
+def milliseconds(run: Callable[[], object]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Time each rule and the iterator in turn, PAIRS times; print medians."""
+    counts = zipf_counts()
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), counts.per_class))
+    members = Members.of(labels, counts)
+    balanced = class_probabilities(counts, 0)
+    by_class = [np.flatnonzero(labels == c).tolist() for c in range(CLASSES)]
+    rules: dict[str, Callable[[], object]] = {
+        "per-sample Python iterator": lambda: list(per_sample(by_class, IMAGES)),
+        "instance": partial(instance_draw, IMAGES, 0, 1),
+        "class-balanced": partial(class_draw, members, balanced, 0, 1),
+        "class-balanced-cyclic": partial(cyclic_draw, members, balanced, 0, 1),
+        "class-aware": partial(class_aware_draw, members, 0, 1),
+    }
+    times: dict[str, list[float]] = {name: [] for name in rules}
+    for _ in range(PAIRS):
+        for name, rule in rules.items():
+            times[name].append(milliseconds(rule))
+    plain, *_ = (statistics.median(values) for values in times.values())
+    print(f"an epoch of {IMAGES:,} indices over {CLASSES:,} classes, median of {PAIRS}")
+    for name, values in times.items():
+        median = statistics.median(values)
+        print(f"  {name:28} {median:8.1f} ms   {plain / median:6.1f} x the iterator's speed")
+
+
+if __name__ == "__main__":
+    main()
