@@ -375,6 +375,15 @@ def test_not_a_run_folder(tmp_path, tde_run):
         runs.open_run(broken)
 
 
+def test_corrupt_results_are_named(tde_run, tmp_path):
+    copy = tmp_path / "tde"
+    shutil.copytree(tde_run.path, copy)
+    seed = runs.open_run(copy).seeds[0]
+    (seed.path / runs.RESULTS).write_text('{"seed": 0}')
+    with pytest.raises(InputError, match=r"results\.json: expected a result with .*rows"):
+        seed.results()
+
+
 def test_corrupt_checkpoint_is_named(tde_run, tmp_path):
     copy = tmp_path / "tde"
     shutil.copytree(tde_run.path, copy)

@@ -79,7 +79,7 @@ def train(
         combined(name, results) | {"wrote": [str(folder)]},
         json,
         lines=[
-            f"wrote {folder}: checkpoints, features and results of {len(trained)} x {len(numbers)} runs",
+            f"wrote {folder}: checkpoints, features and results, {len(trained)} recipes x {len(numbers)} seeds",
             f"next: tailwise evaluate {trained[-1].path} --alpha 1",
         ],
     )

@@ -81,7 +81,8 @@ class FeatureAverage(nn.Module):
 
     def _move(self) -> None:
         total = torch.stack([features for features, _ in self._pending]).sum(dim=0)
-        total = torch.cat([total, total.new_tensor([sum(count for _, count in self._pending)])])
+        # new_full, not new_tensor: a fill on the device, where a copy from the host would wait
+        total = torch.cat([total, total.new_full((1,), float(sum(count for _, count in self._pending)))])
         self._pending.clear()
         # Every rank comes here at every step, examples or not: a reduction that one rank skips hangs the rest.
         if torch.distributed.is_available() and torch.distributed.is_initialized():

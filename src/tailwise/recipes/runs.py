@@ -22,6 +22,7 @@ from tailwise.recipes.schema import Recipe
 
 FORMAT = "tailwise-run/1"
 RECIPE, CHECKPOINT, RESULTS, LOG = "recipe.json", "checkpoint.safetensors", "results.json", "log.jsonl"
+RESULT_KEYS = {"seed", "subset_hash", "protocol", "published_counts", "versions", "checkpoint", "rows"}
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,17 @@ class SeedFolder:
         return self.path / "stores" / split
 
     def results(self) -> dict[str, Any]:
-        """What was measured when the run ended."""
-        return read_json(self.path / RESULTS)
+        """What was measured when the run ended.
+
+        Raises:
+            InputError: a file that is absent, no JSON or no result.
+        """
+        path = self.path / RESULTS
+        content = read_json(path)
+        absent = RESULT_KEYS - content.keys()
+        if absent:
+            raise checks.InputError(f"{path}: expected a result with {', '.join(sorted(absent))}, got none")
+        return content
 
 
 @dataclass(frozen=True)
