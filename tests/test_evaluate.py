@@ -147,6 +147,10 @@ def test_foreign_store_is_refused(tmp_path):
     (tmp_path / "test" / "store.json").write_text(json.dumps({"format": "other"}))
     with pytest.raises(InputError, match="expected format"):
         Store.load(tmp_path / "test", "abc")
+    for content, message in (([], "no object"), ({"format": "tailwise-store/1"}, "checkpoint and split")):
+        (tmp_path / "test" / "store.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match=message):
+            Store.load(tmp_path / "test", "abc")
 
 
 @pytest.mark.parametrize(
@@ -154,6 +158,7 @@ def test_foreign_store_is_refused(tmp_path):
     [
         ({"labels": np.array([0, 1, 2, 0, 1, 3])}, r"labels in 0\.\.2, got 3 at position 5"),
         ({"labels": np.array([0, 1])}, "one length"),
+        ({"logits": np.zeros(6, dtype=np.float32)}, r"logits \[N, C\]"),
         ({"features": np.full((6, 4), np.nan, dtype=np.float32)}, "features: expected finite numbers, got NaN"),
         ({"logits": np.full((6, 3), np.inf, dtype=np.float32)}, "logits: expected finite"),
     ],

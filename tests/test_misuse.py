@@ -4,15 +4,20 @@ import subprocess
 import sys
 
 SCRIPT = """
-import torch, tailwise
+import numpy as np, torch, tailwise
 from tailwise import adjust
 x = torch.rand(4, 8)
 causal = tailwise.CausalClassifier(8, 3)
+causal(x)
 calls = {
     "tde on linear": lambda: tailwise.tde(x, tailwise.LinearClassifier(8, 3), 1.0),
     "fold on linear": lambda: tailwise.fold_tde(tailwise.LinearClassifier(8, 3), 1.0),
     "wide features": lambda: tailwise.tde(torch.rand(4, 9), causal, 1.0),
     "flat features": lambda: tailwise.tde(torch.rand(8), causal, 1.0),
+    "wide forward": lambda: causal(torch.rand(4, 9)),
+    "token features": lambda: tailwise.LinearClassifier(8, 3)(torch.rand(2, 5, 8)),
+    "huge alpha": lambda: tailwise.fold_tde(causal, 1e39),
+    "float labels": lambda: tailwise.Store(x.numpy(), x.numpy(), np.zeros(4), np.array(list("abcd")), "", "test"),
     "nan features": lambda: tailwise.tde(x * float("nan"), causal, 1.0),
     "text alpha": lambda: tailwise.tde(x, causal, "auto"),
     "nan alpha": lambda: tailwise.fold_tde(causal, float("nan")),
@@ -40,6 +45,10 @@ EXPECTED = {
     "(causal, cosine or capsule), got LinearClassifier",
     "wide features": "features: expected shape [N, 8], got [4, 9]",
     "flat features": "features: expected shape [N, 8], got [8]",
+    "wide forward": "features: expected shape [N, 8], got [4, 9]",
+    "token features": "features: expected shape [N, 8], got [2, 5, 8]",
+    "huge alpha": "alpha: expected a value that leaves the weights finite, got 1e+39",
+    "float labels": "labels: expected whole numbers, got float64",
     "nan features": "features: expected finite numbers, got NaN or infinity in 4 of 4 rows (first: row 0)",
     "text alpha": "alpha: expected a finite number, got 'auto'",
     "nan alpha": "alpha: expected a finite number, got nan",

@@ -32,7 +32,7 @@ class OneBatch:
         yield self.first
 
 
-SHORT = ("stages.0.epochs=3", "stages.0.schedule.warmup_epochs=1")
+SHORT = ("stages.0.epochs=3",)
 
 
 class Silent:
@@ -50,7 +50,7 @@ def train(name, folder, *settings, seeds=(0,)):
 def tde_run(tmp_path_factory):
     """digits-lt/tde, two seeds, trained long enough that alpha matters."""
     folder = tmp_path_factory.mktemp("runs") / "tde"
-    settings = ("stages.0.epochs=12", "stages.0.schedule.warmup_epochs=2")
+    settings = ("stages.0.epochs=12",)
     recipes = override(find("digits-lt/tde"), settings)
     return experiment.train(recipes, (0, 1), folder, data_dir=None, watch=Silent())[0]
 
@@ -135,15 +135,27 @@ def test_overrides_reach_where_the_key_exists():
         ("classifier.num_heads=two", "classifier.num_heads: input should be a valid integer"),
         ("classifier.tau=0", "classifier.tau: input should be greater than 0, got 0"),
         ("classifier.momentum=1.5", "classifier.momentum: .*less than or equal to 1"),
-        ("stages.0.schedule.warmup_epochs=-1", r"stages\.0\.schedule\.warmup_epochs: .*greater than or equal to 0"),
+        ("stages.0.schedule.warmup=-1", r"stages\.0\.schedule\.warmup: .*greater than or equal to 0"),
         ("stages.0.sampler=square", r"stages\.0\.sampler: input should be 'instance', 'square-root'"),
         ("data.imbalance_ratio=NaN", "data.imbalance_ratio: .*finite"),
         ("name=x", "unknown key 'name'"),
+        ("classifier.name=cosine", "recipe digits-lt/tde trains a causal classifier"),
+        ("stages.0.nesterov=maybe", r"stages\.0\.nesterov: .*boolean"),
+        ("threads=100000", "threads: .*256"),
     ],
 )
 def test_wrong_overrides_are_named(assignment, message):
     with pytest.raises(InputError, match=message):
         override(find("digits-lt/tde"), [assignment])
+
+
+def test_a_schedule_may_be_given_whole():
+    multistep = 'stages.0.schedule={"kind": "multistep", "milestones": [2], "factor": 0.1}'
+    schedule = override(find("digits-lt/tde"), [multistep])[0].stages[0].schedule
+    assert (schedule.kind, schedule.milestones, schedule.factor) == ("multistep", (2,), 0.1)
+    assert override(find("digits-lt/tde"), ["stages.0.schedule.kind=constant"])[0].stages[0].schedule.kind == "constant"
+    with pytest.raises(InputError, match="nesterov: expected false where momentum is 0"):
+        override(find("digits-lt/tde"), ["stages.0.nesterov=true", "stages.0.momentum=0"])
 
 
 def test_unknown_recipe_offers_the_nearest():
@@ -266,6 +278,8 @@ def test_legacy_protocol_chooses_on_test_with_tde_active(tmp_path):
     log = [json.loads(line)["val"] for line in (run.seeds[0].path / runs.LOG).read_text().splitlines()]
     assert result["rows"]["tde"]["all"] == max(log)
     assert result["rows"]["tde"]["alpha"]["value"] == 1.0
+    chosen = measure.measure(run.seeds[0], ["tde"], "auto", None)["rows"]["tde"]["alpha"]
+    assert chosen["from"] == "test"  # and never "val"
 
 
 def test_carved_val_and_groups(tmp_path, cifar):
@@ -346,7 +360,7 @@ def test_adjusted_classifier_on_disk_predicts_as_reported(tde_run, tmp_path):
         predicted = model(data.normalize(data.test.images)).argmax(1)
     accuracy = 100 * (predicted == data.test.labels).double().mean().item()
     assert accuracy == pytest.approx(result["rows"]["tde"]["all"])
-    with pytest.raises(InputError, match="no such checkpoint"):
+    with pytest.raises(InputError, match="run `tailwise adjust` first"):
         measure.load_model(runs.open_run(copy).seeds[1].path, method="tde")
 
 
@@ -373,6 +387,22 @@ def test_not_a_run_folder(tmp_path, tde_run):
     shutil.copy(tde_run.path / "recipe.json", broken)
     with pytest.raises(InputError, match="at least one finished seed"):
         runs.open_run(broken)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tde_run, tmp_path):
+    copy = tmp_path / "tde"
+    shutil.copytree(tde_run.path, copy)
+    about = json.loads((copy / "recipe.json").read_text())
+    about["recipe"]["classifier"]["gamma"] = 0.5
+    (copy / "recipe.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match="got one of other settings"):
+        measure.measure(runs.open_run(copy).seeds[0], ["tde"], None, None)
+
+
+def test_a_backbone_that_does_not_fit_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"backbone\.name: .*\[1, 8, 8\], got resnet32"):
+        train("digits-lt/tde", tmp_path / "a", "backbone.name=resnet32")
+    assert not (tmp_path / "a").exists()
 
 
 def test_corrupt_results_are_named(tde_run, tmp_path):

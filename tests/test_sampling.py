@@ -234,6 +234,14 @@ def test_resumed_in_the_middle_it_goes_on_with_any_number_of_ranks(rule):
     assert first[0] + first[1] == rest[:32]
 
 
+def test_a_peek_costs_nothing():
+    sampler = EpochSampler(RULES["class-balanced"], batch_size=32)
+    first = next(iter(sampler))
+    assert list(sampler) == RULES["class-balanced"](1).tolist()
+    assert first == RULES["class-balanced"](1)[0]
+    assert list(sampler) == RULES["class-balanced"](2).tolist()
+
+
 def test_seeds_make_other_sequences():
     for rule in (class_draw, cyclic_draw):
         p = class_probabilities(COUNTS, 0)
@@ -258,7 +266,7 @@ def test_sampler_refuses(bad, named):
 def test_bad_state_is_refused_and_changes_nothing():
     sampler = EpochSampler(RULES["instance"], batch_size=4)
     sampler.set_epoch(3)
-    for state in ({}, {"epoch": 0, "batch": 1}, {"epoch": 2, "batch": -1}):
+    for state in ({}, {"epoch": 0, "batch": 1}, {"epoch": 2, "batch": -1}, {"epoch": 2, "batch": 999}):
         with pytest.raises(InputError, match="state"):
             sampler.load_state_dict(state)
         assert sampler.state_dict() == {"epoch": 3, "batch": 0}

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -66,6 +66,12 @@ def divides(num_heads: int, in_features: int) -> None:
         raise InputError(
             f"num_heads: expected a divisor of in_features, got num_heads {num_heads} and in_features {in_features}"
         )
+
+
+def feature_shape(shape: Sequence[int], in_features: int) -> None:
+    """Refuse features that are not [N, in_features]."""
+    if len(shape) != 2 or shape[1] != in_features:
+        raise InputError(f"features: expected shape [N, {in_features}], got {list(shape)}")
 
 
 def labels_in_range(

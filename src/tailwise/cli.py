@@ -48,7 +48,7 @@ def recipes(*, json: Json = False) -> None:
 def train(
     name: Annotated[str, Parameter(help="A recipe (digits-lt/tde) or a suite (digits-lt); see `tailwise recipes`.")],
     /,
-    *settings: Annotated[str, Parameter(help="Overrides such as stages.0.epochs=5 or classifier.num_heads=4.")],
+    *settings: Annotated[str, Parameter(help="Overrides such as stages.0.epochs=20 or classifier.num_heads=4.")],
     seeds: Seeds = None,
     protocol: Annotated[
         Literal["clean", "paper", "legacy"] | None,
@@ -132,9 +132,8 @@ def adjust(
     opened = open_run(run)
     adjusting = [name for name in applicable(opened.recipe.classifier.name, method) if METHODS[name].adjust]
     if not adjusting:
-        raise checks.InputError(
-            f"method: expected one that adjusts a {opened.recipe.classifier.name} classifier, got {method or 'none'}"
-        )
+        given = f"'{method}' does not" if method else f"none does for a {opened.recipe.classifier.name} classifier"
+        raise checks.InputError(f"method: expected one that adjusts, and {given}")
     done = [measure.adjust(seed, adjusting[0], chosen, data_dir) for seed in opened.seeds]
     written = [str(path) for _, path in done]
     record = combined(opened.recipe.name, {str(run): [result for result, _ in done]}) | {"wrote": written}
@@ -159,6 +158,9 @@ def compare(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command; exit 0, or 2 with one line on standard error for input that will not do."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a table must not be lost to a terminal that knows no "±"
+            stream.reconfigure(errors="replace")
     try:
         app(list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False)
     except CycloptsError as error:

@@ -124,7 +124,7 @@ def fold_tde(classifier: NormalizedClassifier, alpha: float) -> FoldedClassifier
         alpha: finite.
 
     Raises:
-        InputError: a classifier without a feature average.
+        InputError: a classifier without a feature average, an alpha so large that weights overflow.
 
     >>> classifier = tailwise.classifiers.CausalClassifier(8, 3)
     >>> x = torch.rand(5, 8); _ = classifier(x)
@@ -138,6 +138,8 @@ def fold_tde(classifier: NormalizedClassifier, alpha: float) -> FoldedClassifier
         weight = scale_weight(classifier.weight, classifier.num_heads, classifier.gamma)
         weight = weight - alpha * (weight * direction).sum(dim=-1, keepdim=True) * direction
         weight = weight * (classifier.tau / classifier.num_heads)
+    if not weight.isfinite().all():
+        raise checks.InputError(f"alpha: expected a value that leaves the weights finite, got {alpha:g}")
     return FoldedClassifier(weight.flatten(1), num_heads=classifier.num_heads, norm=classifier.norm)
 
 
@@ -168,7 +170,5 @@ def _check(features: Tensor | None, classifier: NormalizedClassifier) -> None:
         )
     if features is None:
         return
-    width = classifier.weight.shape[1]
-    if features.ndim != 2 or features.shape[1] != width:
-        raise checks.InputError(f"features: expected shape [N, {width}], got {list(features.shape)}")
+    checks.feature_shape(features.shape, classifier.weight.shape[1])
     checks.finite("features", features.detach().float().cpu().numpy())

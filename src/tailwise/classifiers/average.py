@@ -51,7 +51,8 @@ class FeatureAverage(nn.Module):
         self.num_heads = num_heads
         self.momentum = momentum
         self.update_every = checks.whole("update_every", update_every)
-        self.register_buffer("value", torch.zeros(num_features))
+        wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.register_buffer("value", torch.zeros(num_features, dtype=wide))
         # Sums and example counts of the step's forwards so far. No buffers: DistributedDataParallel would overwrite
         # them with rank 0's at every forward.
         self._pending: list[tuple[Tensor, int]] = []

@@ -34,6 +34,7 @@ class LinearClassifier(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_classes).uniform_(-bound, bound)) if bias else None
 
     def forward(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
+        checks.feature_shape(features.shape, self.weight.shape[1])
         return F.linear(features, self.weight, self.bias)
 
     def extra_repr(self) -> str:

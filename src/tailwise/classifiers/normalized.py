@@ -182,6 +182,7 @@ def _initial_weight(in_features: int, num_classes: int) -> nn.Parameter:
 
 
 def _observed_logits(classifier: NormalizedClassifier, features: Tensor) -> Tensor:
+    checks.feature_shape(features.shape, classifier.weight.shape[1])
     classifier.average(features)
     return normalized_logits(
         features,

@@ -36,6 +36,13 @@ class Store:
     split: str
 
     def __post_init__(self) -> None:
+        shapes = {name: np.shape(getattr(self, name)) for name in ARRAYS}
+        if [len(shape) for shape in shapes.values()] != [2, 2, 1, 1]:
+            raise checks.InputError(
+                f"store: expected features [N, D], logits [N, C], labels [N], ids [N], got {shapes}"
+            )
+        if not np.issubdtype(self.labels.dtype, np.integer):
+            raise checks.InputError(f"labels: expected whole numbers, got {self.labels.dtype}")
         lengths = {name: len(getattr(self, name)) for name in ARRAYS}
         if len(set(lengths.values())) != 1:
             raise checks.InputError(f"store: expected arrays of one length, got {lengths}")
@@ -78,14 +85,17 @@ class Store:
             InputError: no store there, a corrupt one, or one of another checkpoint.
         """
         try:
-            about: dict[str, Any] = json.loads((folder / "store.json").read_text())
+            about: Any = json.loads((folder / "store.json").read_text())
             arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
         except (OSError, ValueError, EOFError) as error:
             raise checks.InputError(f"{folder}: not a readable store ({error})") from error
-        if about.get("format") != FORMAT:
-            raise checks.InputError(f"{folder}: expected format {FORMAT}, got {about.get('format', 'none')}")
+        found = about.get("format", "none") if isinstance(about, dict) else "no object"
+        if found != FORMAT:
+            raise checks.InputError(f"{folder}: expected format {FORMAT}, got {found}")
+        if not about.keys() >= {"checkpoint", "split"}:
+            raise checks.InputError(f"{folder}: expected a store with checkpoint and split, got {', '.join(about)}")
         if about["checkpoint"] != checkpoint:
             raise checks.InputError(
-                f"{folder}: made by checkpoint {about['checkpoint'][:12]}, expected {checkpoint[:12]}"
+                f"{folder}: made by checkpoint {str(about['checkpoint'])[:12]}, expected {checkpoint[:12]}"
             )
         return cls(**arrays, checkpoint=checkpoint, split=about["split"])

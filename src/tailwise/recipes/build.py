@@ -201,7 +201,7 @@ def build_schedule(stage: StageSettings) -> Schedule:
         return cosine(
             stage.learning_rate,
             stage.epochs,
-            warmup_epochs=schedule.warmup_epochs,
+            warmup_epochs=schedule.warmup * stage.epochs,
             warmup_from=schedule.warmup_from,
         )
     return multistep(

@@ -37,7 +37,7 @@ DIGITS = {
             epochs=60,
             batch_size=32,
             learning_rate=0.2,
-            schedule=CosineScheduleSettings(warmup_epochs=18),
+            schedule=CosineScheduleSettings(warmup=0.3),
             augment="shift",
         ),
     ),

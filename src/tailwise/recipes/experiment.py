@@ -58,10 +58,22 @@ def train(
         data = build_data(recipe, seeds[0], data_dir)
         with torch.random.fork_rng(devices=[]):
             model = build_model(recipe, data.counts.num_classes)
+        _try_one_image(recipe, model, data)
         build_stages(recipe, model, data, seeds[0])
         alpha_of(recipe)
     folders = {recipe.name: folder if len(recipes) == 1 else folder / recipe.method for recipe in recipes}
     return [_train_seeds(recipe, seeds, folders[recipe.name], data_dir, watch) for recipe in recipes]
+
+
+def _try_one_image(recipe: Recipe, model: Recognizer, data: LongTailedData) -> None:
+    try:
+        with torch.no_grad():
+            model.eval()(data.normalize(data.train.images[:1]))
+    except (RuntimeError, TypeError) as error:
+        shape = list(data.train.images.shape[1:])
+        raise checks.InputError(
+            f"backbone.name: expected a network for images of shape {shape}, got {recipe.backbone.name}"
+        ) from error
 
 
 def alpha_of(recipe: Recipe) -> Alpha:
@@ -194,7 +206,9 @@ def write_stores(model: Recognizer, data: LongTailedData, digest: str, folder: P
 
 def _predict(model: Recognizer, data: LongTailedData, split: str, digest: str) -> Store:
     part = getattr(data, split)
-    return predict(model, in_order(data, part), ids=part.ids, checkpoint=digest, split=split)
+    # under protocol legacy val is test, and what is chosen on it must say so
+    name = "test" if part is data.test else split
+    return predict(model, in_order(data, part), ids=part.ids, checkpoint=digest, split=name)
 
 
 def versions() -> dict[str, str]:

@@ -32,10 +32,17 @@ def load_model(folder: Path | str, method: str | None = None) -> Recognizer:
         InputError: no run there, no such adjustment, or a checkpoint that is corrupt or does not fit.
     """
     folder = Path(folder)
+    if not (folder / runs.CHECKPOINT).is_file():
+        raise checks.InputError(
+            f"folder: expected a seed's folder with {runs.CHECKPOINT}, such as RUN/seed-0, got {folder}"
+        )
     recipe = runs.open_run(folder.parent).recipe
     model, _ = _load(recipe, folder / runs.CHECKPOINT)
     if method is not None:
-        adjusted = load_checkpoint(adjusted_path(folder, method))
+        path = adjusted_path(folder, method)
+        if not path.exists():
+            raise checks.InputError(f"method: nothing adjusted by '{method}' in {folder}; run `tailwise adjust` first")
+        adjusted = load_checkpoint(path)
         model.classifier = FoldedClassifier(
             adjusted.state["weight"], num_heads=adjusted.meta["num_heads"], norm=adjusted.meta["norm"]
         )
@@ -94,6 +101,8 @@ def adjust(
 
 def _load(recipe: Recipe, path: Path) -> tuple[Recognizer, Checkpoint]:
     checkpoint = load_checkpoint(path)
+    if checkpoint.meta.get("recipe") != recipe.model_dump(mode="json"):
+        raise checks.InputError(f"{path}: expected a checkpoint of the run's {runs.RECIPE}, got one of other settings")
     with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: leave the caller's random state alone
         model = build_model(recipe, len(checkpoint.meta["counts"]))
     load_state(model, checkpoint.state)

@@ -48,15 +48,20 @@ def _apply(recipe: Recipe, pairs: list[tuple[str, Any]]) -> Recipe:
         place: Any = settings
         for part in parents:
             place = place[int(part)] if isinstance(place, list) else place[part]
+        if (last == "kind" or key == "classifier.name") and place[last] != value:
+            place.clear()  # another kind has other settings: start from its defaults
         place[last] = value
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        # pydantic adds the tag of a union to the path; the key as typed is the clearest name
-        path = ".".join(str(part) for part in first["loc"])
-        key = next((k for k, _ in pairs if path.startswith(k) or k.split(".")[-1] in first["loc"]), path)
-        raise checks.InputError(f"{key}: {_lower(first['msg'])}, got {first['input']!r}") from error
+        if first["type"] == "value_error":  # our own, and complete
+            raise checks.InputError(str(first["ctx"]["error"])) from error
+        # pydantic puts union tags into the path (schedule.cosine.warmup): where the key as typed is in it, name that
+        place = [str(part) for part in first["loc"]]
+        typed = [key for key, _ in pairs if all(part in place for part in key.split("."))]
+        path = typed[0] if typed else ".".join(place)
+        raise checks.InputError(f"{path}: {_lower(first['msg'])}, got {first['input']!r}") from error
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -70,7 +75,7 @@ def _keys(settings: Any, prefix: str = "") -> Iterator[str]:
         nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
         if nested:
             yield from _keys(value, f"{prefix}{key}.")
-        else:
+        if not nested or key == "schedule":  # a schedule may also be given whole, as a JSON object
             yield f"{prefix}{key}"
 
 

@@ -83,10 +83,12 @@ def _tde_row(classifier: Any, test: Store, val: Store | None, counts: ClassCount
         value = alpha
     features = _features(test)
     a, b = tde_components(features, classifier)
-    row = _row((a - value * b).argmax(dim=1).numpy(), test, counts)
+    logits = (a - value * b).numpy()
+    checks.finite(f"logits at alpha {value:g}", logits)
+    row = _row(logits.argmax(axis=1), test, counts)
     cosines = head_cosine(features, classifier).numpy()
     group_of = np.array([counts.group_of(c) for c in range(counts.num_classes)])[np.asarray(test.labels)]
-    row["alpha"] = {"value": value, "from": "val" if alpha == "auto" else "given"}
+    row["alpha"] = {"value": value, "from": val.split if alpha == "auto" and val is not None else "given"}
     row["head_cosine"] = {
         group: float(cosines[group_of == group].mean()) if (group_of == group).any() else None for group in GROUPS
     }

@@ -51,6 +51,9 @@ class SeedFolder:
         absent = RESULT_KEYS - content.keys()
         if absent:
             raise checks.InputError(f"{path}: expected a result with {', '.join(sorted(absent))}, got none")
+        for key, kind in (("seed", int), ("published_counts", list), ("rows", dict)):
+            if not isinstance(content[key], kind):
+                raise checks.InputError(f"{path}: expected {key} of type {kind.__name__}, got {content[key]!r}")
         return content
 
 
@@ -81,11 +84,8 @@ def open_run(path: Path) -> Run:
         recipe = Recipe.model_validate(about["recipe"])
     except (ValidationError, KeyError) as error:
         raise checks.InputError(f"{path / RECIPE}: not a recipe of this version of tailwise") from error
-    numbers = sorted(
-        int(child.parent.name.removeprefix("seed-"))
-        for child in path.glob(f"seed-*/{RESULTS}")
-        if child.parent.name.removeprefix("seed-").isdigit()
-    )
+    names = [child.parent.name.removeprefix("seed-") for child in path.glob(f"seed-*/{RESULTS}")]
+    numbers = sorted(int(name) for name in names if name.isascii() and name.isdecimal())
     if not numbers:
         raise checks.InputError(f"{path}: expected at least one finished seed, got none")
     return Run(path, recipe, tuple(SeedFolder(path / f"seed-{n}", recipe, n) for n in numbers))

@@ -5,7 +5,9 @@ No torch here: the command lists and checks recipes without loading it.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from tailwise.recipes.methods import METHODS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -57,7 +59,7 @@ class CosineSettings(Settings):
 
     name: Literal["cosine"] = "cosine"
     num_heads: PositiveInt = 1
-    tau: PositiveFloat = 16.0
+    tau: Annotated[float, Field(gt=0, le=1e6)] = 16.0
     momentum: Fraction | Literal["follow-lr"] = 0.9
 
 
@@ -66,7 +68,7 @@ class CapsuleSettings(Settings):
 
     name: Literal["capsule"] = "capsule"
     num_heads: PositiveInt = 1
-    tau: PositiveFloat = 16.0
+    tau: Annotated[float, Field(gt=0, le=1e6)] = 16.0
     momentum: Fraction | Literal["follow-lr"] = 0.9
 
 
@@ -75,8 +77,8 @@ class CausalSettings(Settings):
 
     name: Literal["causal"] = "causal"
     num_heads: PositiveInt = 2
-    tau: PositiveFloat = 16.0
-    gamma: NonNegative = 1 / 32
+    tau: Annotated[float, Field(gt=0, le=1e6)] = 16.0
+    gamma: Annotated[float, Field(ge=0, le=1e6)] = 1 / 32
     momentum: Fraction | Literal["follow-lr"] = 0.9
 
 
@@ -92,10 +94,10 @@ class ConstantSettings(Settings):
 
 
 class CosineScheduleSettings(Settings):
-    """warmup_epochs: may be a fraction. warmup_from: where the linear warm-up starts, a fraction of the peak."""
+    """warmup: the part of the stage that warms up. warmup_from: where that line starts, a fraction of the peak."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup_epochs: NonNegative = 0.0
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     warmup_from: Fraction = 0.04
 
 
@@ -125,7 +127,7 @@ class StageSettings(Settings):
     learning_rate: PositiveFloat
     schedule: ScheduleSettings
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 5e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 5e-4
     nesterov: bool = False
     sampler: SamplerName = "instance"
     repeat_threshold: PositiveFloat = 0.001
@@ -134,6 +136,12 @@ class StageSettings(Settings):
     trainable: Literal["all", "classifier"] = "all"
     accumulate: PositiveInt = 1
     drop_last: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "StageSettings":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: expected false where momentum is 0, got true")
+        return self
 
 
 class TdeSettings(Settings):
@@ -157,7 +165,7 @@ class Recipe(Settings):
     seeds: how many runs it takes by default. threads: of the CPU; null is torch's own choice.
     """
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]
     data: DataSettings
     backbone: BackboneSettings
     classifier: ClassifierSettings
@@ -165,8 +173,20 @@ class Recipe(Settings):
     tde: TdeSettings
     protocol: Protocol = "clean"
     seeds: PositiveInt = 3
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
     published: tuple[Published, ...] = ()
+
+    @model_validator(mode="after")
+    def _name_says_the_classifier(self) -> "Recipe":
+        method = self.name.split("/")[1]
+        if method not in METHODS:
+            raise ValueError(f"name: expected data/method with a method of {', '.join(METHODS)}, got {self.name}")
+        if METHODS[method].classifier != self.classifier.name:
+            raise ValueError(
+                f"classifier.name: recipe {self.name} trains a {METHODS[method].classifier} classifier, "
+                f"got {self.classifier.name}; train another recipe"
+            )
+        return self
 
     @property
     def method(self) -> str:

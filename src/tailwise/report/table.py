@@ -85,6 +85,6 @@ def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
         values = row["alpha"]["values"]
         shown = f"{values[0]:g}" if len(set(values)) == 1 else ", ".join(f"{value:g}" for value in values)
         lean = " / ".join("-" if c is None else f"{c['mean']:.2f}" for c in row["head_cosine"].values())
-        origin = {"val": "chosen on val", "given": "given"}[row["alpha"]["from"]]
+        origin = {"val": "chosen on val", "test": "chosen on test", "given": "given"}[row["alpha"]["from"]]
         notes.append(f"{row['method']}: alpha {shown} ({origin}); cos to the head direction many / medium / few {lean}")
     return notes

@@ -50,6 +50,7 @@ class EpochSampler(Sampler[int]):
         self.rank = rank
         self.epoch = 1
         self.batch = 0  # global batches of this epoch already given out
+        self._start = 0  # where the next iteration begins: 0 unless a state was loaded
 
     def indices(self, epoch: int) -> Int[Tensor, " N"]:
         """The global sequence of an epoch, int64."""
@@ -57,11 +58,16 @@ class EpochSampler(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Start at the first batch of this epoch, counted from 1."""
-        self.epoch, self.batch = checks.whole("epoch", epoch), 0
+        self.epoch, self.batch, self._start = checks.whole("epoch", epoch), 0, 0
 
     def __iter__(self) -> Iterator[int]:
-        """This rank's indices from the current batch to the end of the epoch; the next iteration is the next epoch."""
+        """This rank's indices of the epoch; the next whole iteration is the next epoch.
+
+        An iteration that is given up leaves the epoch to be iterated again; loader workers may have drawn all of it by
+        then, so call `set_epoch` where that matters. After `load_state_dict` it begins at that batch.
+        """
         batches = self._my_batches()
+        self.batch, self._start = self._start, 0
         while self.batch < len(batches):
             mine = batches[self.batch]
             self.batch += 1
@@ -87,4 +93,8 @@ class EpochSampler(Sampler[int]):
             InputError: a state without a valid epoch and batch; the sampler is left as it was.
         """
         epoch = checks.whole("state['epoch']", state.get("epoch", 0))
-        self.epoch, self.batch = epoch, checks.whole("state['batch']", state.get("batch", -1), at_least=0)
+        batch = checks.whole("state['batch']", state.get("batch", -1), at_least=0)
+        batches = -(-len(self.indices(epoch)) // self.batch_size)
+        if batch > batches:
+            raise checks.InputError(f"state['batch']: expected at most the epoch's {batches} batches, got {batch}")
+        self.epoch, self.batch, self._start = epoch, batch, batch
