@@ -68,9 +68,12 @@ class Store:
             about = {"format": FORMAT, "checkpoint": self.checkpoint, "split": self.split, "samples": len(self)}
             (temporary / "store.json").write_text(json.dumps(about, indent=1) + "\n")
             temporary.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(temporary, folder)
+            if folder.exists():  # a folder cannot be renamed over another: the old one steps aside and goes last
+                os.replace(folder, aside := temporary.with_name(temporary.name + ".old"))
+                os.replace(temporary, folder)
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                os.replace(temporary, folder)
         except OSError as error:
             raise checks.InputError(f"{folder}: cannot write the store ({error})") from error
         finally:

@@ -187,10 +187,10 @@ class _BestOnVal:
             rows = rows_of(
                 self.model.classifier,
                 store,
-                None,
+                store,
                 methods=reported(self.recipe.method)[-1:],
                 counts=self.data.published_counts,
-                alpha=self.recipe.tde.fixed_alpha,
+                alpha=alpha_of(self.recipe),
             )
             return float(next(iter(rows.values()))["all"])
         return mean_per_class_accuracy(store.logits.argmax(axis=1), store.labels, self.data.counts.num_classes)

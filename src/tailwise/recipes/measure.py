@@ -64,7 +64,17 @@ def measure(
     Raises:
         InputError: a corrupt checkpoint; stores gone and no data to make them from; alpha "auto" without val.
     """
-    model, checkpoint = _load(seed.recipe, seed.checkpoint)
+    return _measure(seed, *_load(seed.recipe, seed.checkpoint), methods, alpha, data_dir)
+
+
+def _measure(
+    seed: runs.SeedFolder,
+    model: Recognizer,
+    checkpoint: Checkpoint,
+    methods: Sequence[str],
+    alpha: Alpha | None,
+    data_dir: Path | None,
+) -> dict[str, Any]:
     val, test = _stores(seed, model, checkpoint, data_dir)
     rows = rows_of(
         model.classifier,
@@ -85,8 +95,8 @@ def adjust(
     The result has two rows, the classifier's own and the adjusted. Errors as in `measure`.
     """
     own = next(name for name, m in METHODS.items() if m.classifier == METHODS[method].classifier)
-    result = measure(seed, [own, method], alpha, data_dir)
-    model, _ = _load(seed.recipe, seed.checkpoint)
+    model, checkpoint = _load(seed.recipe, seed.checkpoint)
+    result = _measure(seed, model, checkpoint, [own, method], alpha, data_dir)
     value = result["rows"][method]["alpha"]["value"]
     folded = fold_tde(model.classifier, value)  # type: ignore[arg-type]  # methods that adjust have an average
     path = adjusted_path(seed.path, method)

@@ -65,22 +65,21 @@ def applicable(classifier: str, method: str | None) -> list[str]:
     return [method]
 
 
-def choose_alpha(components: tuple[Tensor, Tensor], val: Store | None) -> float:
-    """The alpha of the best mean per-class accuracy on val."""
-    if val is None:
-        raise checks.InputError("alpha: 'auto' needs a validation split and this run has none; give a number")
+def _chosen_alpha(classifier: Any, val: Store) -> float:
     labels, num_classes = np.asarray(val.labels), val.logits.shape[1]
+    components = tde_components(_features(val), classifier)
     sweep = sweep_alpha(components, lambda predicted: mean_per_class_accuracy(predicted, labels, num_classes), ALPHAS)
     return sweep.chosen
 
 
 @torch.no_grad()
 def _tde_row(classifier: Any, test: Store, val: Store | None, counts: ClassCounts, alpha: Alpha) -> Row:
-    if alpha == "auto":
-        on_val = tde_components(_features(val), classifier) if val is not None else None
-        value = choose_alpha(on_val or (torch.empty(0), torch.empty(0)), val)
+    if alpha != "auto":
+        value, chosen_on = alpha, "given"
+    elif val is not None:
+        value, chosen_on = _chosen_alpha(classifier, val), val.split
     else:
-        value = alpha
+        raise checks.InputError("alpha: 'auto' needs a validation split and this run has none; give a number")
     features = _features(test)
     a, b = tde_components(features, classifier)
     logits = (a - value * b).numpy()
@@ -88,7 +87,7 @@ def _tde_row(classifier: Any, test: Store, val: Store | None, counts: ClassCount
     row = _row(logits.argmax(axis=1), test, counts)
     cosines = head_cosine(features, classifier).numpy()
     group_of = np.array([counts.group_of(c) for c in range(counts.num_classes)])[np.asarray(test.labels)]
-    row["alpha"] = {"value": value, "from": val.split if alpha == "auto" and val is not None else "given"}
+    row["alpha"] = {"value": value, "from": chosen_on}
     row["head_cosine"] = {
         group: float(cosines[group_of == group].mean()) if (group_of == group).any() else None for group in GROUPS
     }
