@@ -436,6 +436,20 @@ def test_free_folder_never_overwrites(tmp_path, monkeypatch):
         runs.free_folder("a", tmp_path)
 
 
+def test_augmentation_is_new_in_every_epoch_and_for_every_seed():
+    recipe = RECIPES["digits-lt/linear"]
+    data = build_data(recipe, 0, None)
+    (stage,) = build_stages(recipe, build_model(recipe, 10), data, 0)
+    same_order = replace(stage, sampler=type("Fixed", (), {"indices": lambda self, epoch: torch.arange(305)})())
+
+    def images(seed, epoch):
+        return torch.cat([batch for batch, _ in build_load(recipe, data, seed)(same_order, epoch)])
+
+    assert torch.equal(images(0, 1), images(0, 1))
+    assert not torch.equal(images(0, 1), images(0, 2))
+    assert not torch.equal(images(0, 1), images(1, 1))
+
+
 def test_shift_is_at_most_one_pixel():
     image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     image[0, 0, 4, 4] = 1

@@ -111,6 +111,13 @@ def test_classes_are_drawn_by_their_probability(rule, q):
     assert 5 not in LABELS[drawn]
 
 
+@pytest.mark.parametrize("rule", [class_draw, cyclic_draw])
+def test_classes_come_in_no_order(rule):
+    classes = LABELS[rule(MEMBERS, class_probabilities(COUNTS, 0), 0, 1)]
+    again = (classes[1:] == classes[:-1]).mean()
+    assert abs(again - 0.2) < Z * (0.2 * 0.8 / len(classes)) ** 0.5  # five classes alike: one neighbour in five
+
+
 def test_images_of_a_class_are_drawn_alike_and_with_replacement():
     drawn = class_draw(MEMBERS, np.array([0, 1.0, 0, 0, 0, 0]), 0, 1)
     times = np.bincount(drawn, minlength=len(LABELS))[LABELS == 1]

@@ -16,6 +16,8 @@ def mean_and_std(values: Sequence[float | None]) -> dict[str, float | None] | No
 
     >>> mean_and_std([80.0, 90.0])
     {'mean': 85.0, 'std': 7.0710678118654755}
+    >>> mean_and_std([-3.0, None, 1.0])["mean"]
+    -1.0
     """
     known = [value for value in values if value is not None and not math.isnan(value)]
     if not known:
