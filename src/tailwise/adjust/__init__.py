@@ -1,16 +1,45 @@
 """What is done to a trained model, with no gradient to its backbone."""
 
 from tailwise.adjust.background import background_exempted
-from tailwise.adjust.search import ALPHAS, Sweep, sweep_alpha
+from tailwise.adjust.nearest_mean import class_means, fit_ncm
+from tailwise.adjust.relearn import fit_crt, fit_lws, fold_linear, relearn
+from tailwise.adjust.search import (
+    ALPHAS,
+    NORM_POWERS,
+    Sweep,
+    choose,
+    predictions_by_alpha,
+    predictions_by_norm_power,
+    sweep_alpha,
+    sweep_norm_power,
+)
+from tailwise.adjust.tau_norm import fold_tau_norm, learn_norm_power, tau_norm_components, tau_norm_weight
 from tailwise.adjust.total_direct_effect import fold_tde, head_cosine, tde, tde_components, tde_logits
+from tailwise.adjust.unseen import mask_unseen
 
 __all__ = [
     "ALPHAS",
+    "NORM_POWERS",
     "Sweep",
     "background_exempted",
+    "choose",
+    "class_means",
+    "fit_crt",
+    "fit_lws",
+    "fit_ncm",
+    "fold_linear",
+    "fold_tau_norm",
     "fold_tde",
     "head_cosine",
+    "learn_norm_power",
+    "mask_unseen",
+    "predictions_by_alpha",
+    "predictions_by_norm_power",
+    "relearn",
     "sweep_alpha",
+    "sweep_norm_power",
+    "tau_norm_components",
+    "tau_norm_weight",
     "tde",
     "tde_components",
     "tde_logits",

@@ -4,12 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tailwise import checks
 
 ALPHAS: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(51))  # 0.0 .. 5.0, as Tang et al.'s Fig. 4
+NORM_POWERS: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(21))  # 0.0 .. 2.0, as Kang et al.'s code
+ROWS = 128  # a block of logits that stays in the cache while every value is tried on it
+
+Score = Callable[[NDArray[np.int64]], float]
 
 
 @dataclass(frozen=True)
@@ -24,20 +29,61 @@ class Sweep:
     chosen: float
 
 
-def sweep_alpha(
-    components: tuple[Tensor, Tensor],
-    score: Callable[[NDArray[np.int64]], float],
-    alphas: Sequence[float] = ALPHAS,
-) -> Sweep:
-    """Score the predictions argmax(a - alpha * b) of every alpha and choose the best.
+def predictions_by_alpha(components: tuple[Tensor, Tensor], alphas: Sequence[float] = ALPHAS) -> NDArray[np.int64]:
+    """argmax(a - alpha * b) of every alpha, [values, N].
+
+    Args:
+        components: (a, b) of `tde_components`, each [N, C].
+        alphas: the grid.
+
+    Raises:
+        InputError: an empty grid, an alpha that is not finite.
+
+    >>> predictions_by_alpha((torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 0.0]])), (0.0, 2.0))
+    array([[0],
+           [1]])
+    """
+    a, b = components
+
+    def logits(rows: slice, alpha: float, out: Tensor) -> Tensor:
+        return torch.sub(a[rows], b[rows], alpha=alpha, out=out)
+
+    return _predictions("alphas", alphas, a, logits)
+
+
+def predictions_by_norm_power(
+    components: tuple[Tensor, Tensor], powers: Sequence[float] = NORM_POWERS
+) -> NDArray[np.int64]:
+    """argmax(z / n^power) of every power, [values, N].
+
+    Args:
+        components: (z, n) of `tau_norm_components`, [N, C] and [C].
+        powers: the grid.
+
+    Raises:
+        InputError: an empty grid, a power that is not finite.
+
+    >>> predictions_by_norm_power((torch.tensor([[2.0, 1.0]]), torch.tensor([4.0, 1.0])), (0.0, 1.0))
+    array([[0],
+           [1]])
+    """
+    z, norms = components
+
+    def logits(rows: slice, power: float, out: Tensor) -> Tensor:
+        return torch.mul(z[rows], norms**-power, out=out)
+
+    return _predictions("powers", powers, z, logits)
+
+
+def sweep_alpha(components: tuple[Tensor, Tensor], score: Score, alphas: Sequence[float] = ALPHAS) -> Sweep:
+    """Score the predictions of every alpha and choose the best.
 
     Small validation sets tie often. Of the tied best values the middle one is chosen: the edge of a plateau is
     where the next sample would break it.
 
     Args:
-        components: (a, b) of `tde_components` on the validation features, each [N, C].
+        components, alphas: as in `predictions_by_alpha`, on the validation features.
         score: predictions [N] -> number, higher is better (mean per-class accuracy, say).
-        alphas: the grid.
 
     Raises:
         InputError: an empty grid, or a score that is not a number.
@@ -46,11 +92,40 @@ def sweep_alpha(
     >>> sweep_alpha((a, b), lambda predicted: float(predicted[0] == 1), alphas=(0.0, 2.0, 3.0, 4.0)).chosen
     3.0
     """
-    if not alphas:
-        raise checks.InputError("alphas: expected at least one value, got none")
-    a, b = components
-    scores = tuple(float(score((a - alpha * b).argmax(dim=1).cpu().numpy())) for alpha in alphas)
-    for alpha, value in zip(alphas, scores, strict=True):
-        checks.number(f"score at alpha {alpha:g}", value)
-    best = [alpha for alpha, value in zip(alphas, scores, strict=True) if value == max(scores)]
-    return Sweep(tuple(alphas), scores, best[len(best) // 2])
+    return choose(alphas, predictions_by_alpha(components, alphas), score)
+
+
+def sweep_norm_power(components: tuple[Tensor, Tensor], score: Score, powers: Sequence[float] = NORM_POWERS) -> Sweep:
+    """As `sweep_alpha`, for the powers of the tau-normalized classifier and the components of `tau_norm_components`.
+
+    >>> z, norms = torch.tensor([[2.0, 1.0]]), torch.tensor([4.0, 1.0])
+    >>> sweep_norm_power((z, norms), lambda predicted: float(predicted[0] == 1), powers=(0.0, 1.0)).chosen
+    1.0
+    """
+    return choose(powers, predictions_by_norm_power(components, powers), score)
+
+
+def choose(values: Sequence[float], predictions: NDArray[np.int64], score: Score) -> Sweep:
+    """Score each row of predictions [values, N]; of tied best values the middle one is chosen."""
+    scores = tuple(float(score(predicted)) for predicted in predictions)
+    for value, result in zip(values, scores, strict=True):
+        checks.number(f"score at {value:g}", result)
+    best = [value for value, result in zip(values, scores, strict=True) if result == max(scores)]
+    return Sweep(tuple(values), scores, best[len(best) // 2])
+
+
+@torch.no_grad()
+def _predictions(
+    name: str, values: Sequence[float], like: Tensor, logits: Callable[[slice, float, Tensor], Tensor]
+) -> NDArray[np.int64]:
+    if not values:
+        raise checks.InputError(f"{name}: expected at least one value, got none")
+    for value in values:
+        checks.number(name, value)
+    predicted = torch.empty(len(values), len(like), dtype=torch.int64, device=like.device)
+    for start in range(0, len(like), ROWS):
+        rows = slice(start, min(start + ROWS, len(like)))
+        block = torch.empty_like(like[rows])
+        for number, value in enumerate(values):
+            torch.argmax(logits(rows, value, block), dim=1, out=predicted[number, rows])
+    return predicted.cpu().numpy()

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tailwise import checks
+from tailwise.adjust.unseen import bias_of_unseen, mask_unseen
 from tailwise.classifiers.functional import Norm, scale_features, scale_weight
 from tailwise.classifiers.normalized import FoldedClassifier, NormalizedClassifier
+from tailwise.counts import ClassCounts
 from tailwise.shapes import Float
 
 
@@ -58,13 +60,22 @@ def tde_logits(
     return F.linear(x.flatten(1), scale_weight(weight, num_heads, gamma).flatten(1))
 
 
-def tde(features: Float[Tensor, "N D"], classifier: NormalizedClassifier, alpha: float) -> Float[Tensor, "N C"]:
+def tde(
+    features: Float[Tensor, "N D"],
+    classifier: NormalizedClassifier,
+    alpha: float,
+    *,
+    counts: ClassCounts | None = None,
+    allow_unseen: bool = False,
+) -> Float[Tensor, "N C"]:
     """Eq. 8 with a trained classifier's weight and head direction; see `tde_logits`.
 
     Args:
         features: [N, D], finite.
         classifier: causal, cosine or capsule.
         alpha: finite.
+        counts: training images per class; a class without one gets -inf (None: all are taken to be seen).
+        allow_unseen: mask nothing.
 
     Raises:
         InputError: a classifier without a feature average, features that are not finite or not [N, D].
@@ -78,7 +89,7 @@ def tde(features: Float[Tensor, "N D"], classifier: NormalizedClassifier, alpha:
     """
     _check(features, classifier)
     checks.number("alpha", alpha)
-    return tde_logits(
+    logits = tde_logits(
         features,
         classifier.weight,
         _direction(classifier),
@@ -88,10 +99,15 @@ def tde(features: Float[Tensor, "N D"], classifier: NormalizedClassifier, alpha:
         gamma=classifier.gamma,
         norm=classifier.norm,
     )
+    return mask_unseen(logits, counts, allow_unseen=allow_unseen)
 
 
 def tde_components(
-    features: Float[Tensor, "N D"], classifier: NormalizedClassifier
+    features: Float[Tensor, "N D"],
+    classifier: NormalizedClassifier,
+    *,
+    counts: ClassCounts | None = None,
+    allow_unseen: bool = False,
 ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
     """(a, b) such that the TDE logits of any alpha are a - alpha * b.
 
@@ -110,10 +126,12 @@ def tde_components(
     a = F.linear(x.flatten(1), weight.flatten(1))
     # b = sum_k (x_k . d_k) (w_k . d_k): a product of inner size K, not D
     b = (x * direction).sum(dim=-1) @ (weight * direction).sum(dim=-1).T
-    return a, b
+    return mask_unseen(a, counts, allow_unseen=allow_unseen), b
 
 
-def fold_tde(classifier: NormalizedClassifier, alpha: float) -> FoldedClassifier:
+def fold_tde(
+    classifier: NormalizedClassifier, alpha: float, *, counts: ClassCounts | None = None, allow_unseen: bool = False
+) -> FoldedClassifier:
     """A classifier whose forward is Eq. 8 at this alpha, at the cost of a cosine classifier.
 
     weight = tau / K * w_k (I - alpha d_k d_k^T) / (|w_k| + gamma), so the logits are weight times the normalized
@@ -122,6 +140,7 @@ def fold_tde(classifier: NormalizedClassifier, alpha: float) -> FoldedClassifier
     Args:
         classifier: causal, cosine or capsule.
         alpha: finite.
+        counts, allow_unseen: as in `tde`.
 
     Raises:
         InputError: a classifier without a feature average, an alpha so large that weights overflow.
@@ -140,7 +159,9 @@ def fold_tde(classifier: NormalizedClassifier, alpha: float) -> FoldedClassifier
         weight = weight * (classifier.tau / classifier.num_heads)
     if not weight.isfinite().all():
         raise checks.InputError(f"alpha: expected a value that leaves the weights finite, got {alpha:g}")
-    return FoldedClassifier(weight.flatten(1), num_heads=classifier.num_heads, norm=classifier.norm)
+    weight = weight.flatten(1)
+    bias = bias_of_unseen(None, weight, counts, allow_unseen=allow_unseen)
+    return FoldedClassifier(weight, num_heads=classifier.num_heads, norm=classifier.norm, bias=bias)
 
 
 def head_cosine(features: Float[Tensor, "N D"], classifier: NormalizedClassifier) -> Float[Tensor, " N"]:

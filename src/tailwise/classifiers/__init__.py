@@ -1,4 +1,4 @@
-"""features [N, D] -> logits [N, C]: linear, cosine, capsule and causal."""
+"""features [N, D] -> logits [N, C]: linear, scaled, MLP, cosine, capsule, causal and folded."""
 
 from tailwise.classifiers.average import FeatureAverage
 from tailwise.classifiers.functional import (
@@ -7,7 +7,8 @@ from tailwise.classifiers.functional import (
     cosine_logits,
     normalized_logits,
 )
-from tailwise.classifiers.linear import LinearClassifier
+from tailwise.classifiers.linear import LinearClassifier, ScaledClassifier
+from tailwise.classifiers.mlp import MlpClassifier
 from tailwise.classifiers.normalized import (
     CapsuleClassifier,
     CausalClassifier,
@@ -23,7 +24,9 @@ __all__ = [
     "FeatureAverage",
     "FoldedClassifier",
     "LinearClassifier",
+    "MlpClassifier",
     "NormalizedClassifier",
+    "ScaledClassifier",
     "capsule_logits",
     "causal_logits",
     "cosine_logits",

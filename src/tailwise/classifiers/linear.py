@@ -1,4 +1,4 @@
-"""The plain linear classifier, the baseline of both papers."""
+"""The plain linear classifier, the baseline of both papers, and its learnable weight scaling."""
 
 import math
 
@@ -36,6 +36,45 @@ class LinearClassifier(nn.Module):
     def forward(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
         checks.feature_shape(features.shape, self.weight.shape[1])
         return F.linear(features, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, bias={self.bias is not None}"
+
+
+class ScaledClassifier(nn.Module):
+    """Learnable weight scaling: s * (W x + b), one factor per class on a frozen classifier (Kang et al. 2020, LWS).
+
+    Only `scale` is a parameter; W and b are buffers, so that neither training nor weight decay can reach them.
+
+    Args:
+        weight: W of the trained classifier, [C, D]; copied.
+        bias: its b, [C]; None for a classifier without.
+
+    Raises:
+        InputError: a bias that does not have one value per class.
+
+    Limit case: s = 1, where it starts, is the classifier it was made from.
+
+    >>> linear = LinearClassifier(8, 3)
+    >>> x = torch.rand(5, 8)
+    >>> torch.equal(ScaledClassifier(linear.weight, linear.bias)(x), linear(x))
+    True
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Float[Tensor, "C D"], bias: Float[Tensor, " C"] | None = None) -> None:
+        super().__init__()
+        if bias is not None and len(bias) != len(weight):
+            raise checks.InputError(f"bias: expected a value for each of {len(weight)} classes, got {len(bias)}")
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.scale = nn.Parameter(torch.ones_like(self.weight[:, 0]))
+
+    def forward(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
+        checks.feature_shape(features.shape, self.weight.shape[1])
+        return self.scale * F.linear(features, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, bias={self.bias is not None}"

@@ -1,6 +1,7 @@
 """Multi-head normalized classifiers, each with the average of the features it was trained on."""
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from tailwise import checks
 from tailwise.classifiers.average import FeatureAverage
 from tailwise.classifiers.functional import Norm, normalized_logits, scale_features
 from tailwise.shapes import Float
+
+FoldedNorm = Literal["unit", "capsule", "none"]
 
 
 class CausalClassifier(nn.Module):
@@ -141,31 +144,57 @@ class CapsuleClassifier(nn.Module):
 
 
 class FoldedClassifier(nn.Module):
-    """Normalized features times one plain matrix: a normalized classifier with everything else folded in.
+    """One plain matrix on features, normalized or not: what every adjusted classifier comes down to.
 
-    `tailwise.adjust.fold_tde` makes it. The weight is a buffer: nothing here is trained, no average is needed.
+    logits = weight . norm(x - center) + bias, each of the three optional. `tailwise.adjust` makes it from a trained
+    classifier, everything folded in. All tensors are buffers: nothing here is trained, no average is needed.
 
     Args:
-        weight: [C, D], tau / K, the weight norms and the removed direction already inside.
-        num_heads: K.
-        norm: how features are normalized.
+        weight: [C, D].
+        num_heads: K of the normalization.
+        norm: "unit" and "capsule" normalize the features of each head, "none" takes them as they are.
+        bias: [C] or None; -inf for a class that is never to be predicted.
+        center: what is subtracted from the features first, [D], or None.
+
+    Raises:
+        InputError: D not divisible by K, an unknown norm, a bias or center of another size.
+
+    Limit case: norm "none" without center is a linear classifier.
 
     >>> FoldedClassifier(torch.eye(2), num_heads=1, norm="unit")(torch.tensor([[3.0, 4.0]]))
     tensor([[0.6000, 0.8000]])
     """
 
     weight: Tensor
+    bias: Tensor | None
+    center: Tensor | None
 
-    def __init__(self, weight: Float[Tensor, "C D"], *, num_heads: int, norm: Norm) -> None:
+    def __init__(
+        self,
+        weight: Float[Tensor, "C D"],
+        *,
+        num_heads: int = 1,
+        norm: FoldedNorm = "none",
+        bias: Float[Tensor, " C"] | None = None,
+        center: Float[Tensor, " D"] | None = None,
+    ) -> None:
         super().__init__()
         checks.divides(checks.whole("num_heads", num_heads), weight.shape[1])
-        checks.choice("norm", norm, ("unit", "capsule"))
-        self.register_buffer("weight", weight.detach().clone())
+        checks.choice("norm", norm, get_args(FoldedNorm))
+        for name, given, size in (("bias", bias, weight.shape[0]), ("center", center, weight.shape[1])):
+            if given is not None and given.shape != (size,):
+                raise checks.InputError(f"{name}: expected shape [{size}], got {list(given.shape)}")
+        for name, tensor in (("weight", weight), ("bias", bias), ("center", center)):
+            self.register_buffer(name, None if tensor is None else tensor.detach().clone())
         self.num_heads = num_heads
         self.norm = norm
 
     def forward(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
-        return F.linear(scale_features(features, self.num_heads, self.norm).flatten(1), self.weight)
+        checks.feature_shape(features.shape, self.weight.shape[1])
+        x = features if self.center is None else features - self.center
+        if self.norm != "none":
+            x = scale_features(x, self.num_heads, self.norm).flatten(1)
+        return F.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, num_heads={self.num_heads}, norm={self.norm}"

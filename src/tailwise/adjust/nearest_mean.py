@@ -1,0 +1,97 @@
+"""The nearest class mean classifier (Kang et al. 2020, section 4)."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from tailwise import checks
+from tailwise.adjust.unseen import bias_of_unseen
+from tailwise.classifiers import FoldedClassifier
+from tailwise.classifiers.functional import unit
+from tailwise.counts import ClassCounts
+from tailwise.shapes import Float, Int
+
+Distance = Literal["cosine", "l2", "centered"]
+
+
+def class_means(features: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_classes: int) -> Float[Tensor, "C D"]:
+    """The mean feature of each class, [C, D]; 0 for a class without a sample.
+
+    Raises:
+        InputError: no samples, different lengths, a label outside 0..C-1, features that are not finite.
+
+    >>> class_means(torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]), torch.tensor([0, 0, 2]), 3)
+    tensor([[2., 0.],
+            [0., 0.],
+            [0., 5.]])
+    """
+    check_samples(features, labels, num_classes)
+    # summed in double: the mean of a class must not depend on how many images it has
+    sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
+    for part, target in zip(torch.split(features, 4096), torch.split(labels, 4096), strict=True):
+        sums.index_add_(0, target, part.double())
+    sizes = torch.bincount(labels, minlength=num_classes).clamp(min=1)
+    return (sums / sizes[:, None]).to(features.dtype)
+
+
+@torch.no_grad()
+def fit_ncm(
+    features: Float[Tensor, "N D"],
+    labels: Int[Tensor, " N"],
+    num_classes: int,
+    *,
+    distance: Distance = "cosine",
+    allow_unseen: bool = False,
+) -> FoldedClassifier:
+    """The classifier whose class is that of the nearest mean of training features.
+
+    With m_c the mean feature of class c and u(v) = v / |v|, the logits are
+
+    - "cosine": u(x) . u(m_c);
+    - "l2": -|u(x) - u(m_c)|^2, which is 2 u(x) . u(m_c) - 2 and so ranks the classes as the cosine does;
+    - "centered": -|u(x - g) - m'_c|^2, the authors' code: g is the mean of all training features, m'_c the mean of
+      u(x - g) over the class, not normalized again.
+
+    Args:
+        features: of the training images, unaugmented, [N, D].
+        labels: their classes, [N].
+        num_classes: C.
+        distance: which of the above.
+        allow_unseen: let a class without a training image be predicted; its mean is 0.
+
+    Raises:
+        InputError: as `class_means`; an unknown distance.
+
+    Limit case: one image per class is the nearest neighbour.
+
+    >>> x, y = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+    >>> fit_ncm(x, y, 2)(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+    checks.choice("distance", distance, get_args(Distance))
+    counts = ClassCounts(tuple(torch.bincount(labels, minlength=num_classes).tolist())) if len(labels) else None
+    means = class_means(features, labels, num_classes)
+    center, bias = None, None
+    if distance == "centered":
+        center = features.double().mean(dim=0).to(features.dtype)
+        means = class_means(unit(features - center), labels, num_classes)
+        weight, bias = 2 * means, -(means**2).sum(dim=1) - 1
+    elif distance == "l2":
+        weight = 2 * unit(means)
+        bias = -(unit(means) ** 2).sum(dim=1) - 1
+    else:
+        weight = unit(means)
+    bias = bias_of_unseen(bias, weight, counts, allow_unseen=allow_unseen)
+    return FoldedClassifier(weight, norm="unit", bias=bias, center=center)
+
+
+def check_samples(features: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Refuse training features and labels that do not fit one another."""
+    checks.whole("num_classes", num_classes)
+    if not len(labels) or len(features) != len(labels):
+        raise checks.InputError(
+            f"labels: expected one for each of {len(features)} features, at least one, got {len(labels)}"
+        )
+    checks.labels_in_range("labels", labels.cpu().numpy(), num_classes)
+    checks.finite("features", features.detach().float().cpu().numpy())
