@@ -1,7 +1,8 @@
 """Networks from images to features, never to logits.
 
 Every backbone has `num_features` (D), `forward_map(images) -> [N, D, H, W]` (what Grad-CAM and attention
-memories look at) and `forward(images) -> [N, D]`, the map's spatial mean.
+memories look at) and `forward(images) -> [N, D]`, the map's spatial mean. `last_block` names the modules of its last
+block of layers, which may be fine-tuned alone.
 """
 
 import torch
@@ -19,6 +20,7 @@ class DigitsNet(nn.Module):
     """
 
     num_features = 64
+    last_block = ("layers.7", "layers.8")
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,6 +47,8 @@ class ResNet32(nn.Module):
     >>> ResNet32(two_branch=True)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 128])
     """
+
+    last_block = ("branches",)
 
     def __init__(self, *, two_branch: bool = False) -> None:
         super().__init__()

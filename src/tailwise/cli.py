@@ -2,7 +2,9 @@
 
 import json as jsonlib
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -18,12 +20,22 @@ app = App(
     version_flags=["--version"],
 )
 
+POWERS = ("auto", "train", "learned")
+
 Seeds = Annotated[int | None, Parameter(help="Seeds 0 to N-1; each draws its own subset (default: the recipe's).")]
 DataDir = Annotated[Path | None, Parameter(help="Where local data sets lie (default: $TAILWISE_DATA).")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
-Method = Annotated[str | None, Parameter(help="linear, cosine, cosine-tde, capsule, capsule-tde, de-confound or tde.")]
+Method = Annotated[str | None, Parameter(help="A row: linear, tau-norm, ncm, crt, lws, tde, ...; `tailwise recipes`.")]
 AlphaText = Annotated[str | None, Parameter(help="Strength of TDE: a number, or auto (chosen on val).")]
-PowerText = Annotated[str | None, Parameter(help="Norm power: a number, or auto, for a method that has one.")]
+PowerText = Annotated[
+    str | None,
+    Parameter(help="Norm power of tau-norm: a number, auto (chosen on val), train (re-balanced train) or learned."),
+]
+Metric = Annotated[
+    Literal["mean-per-class", "all", "many", "medium", "few", "harmonic-mean", "worst-class"] | None,
+    Parameter(help="What auto chooses by (default: the recipe's, mean-per-class)."),
+]
+RunFolder = Annotated[Path, Parameter(help="A run folder, such as runs/digits-lt/tde.")]
 
 
 @app.command
@@ -72,7 +84,7 @@ def train(
     from tailwise.report.summary import combined
 
     folder = runs.free_folder(name, out)
-    with watching(Console(stderr=True, quiet=json)) as watch:
+    with _warnings_as_notes(), watching(Console(stderr=True, quiet=json)) as watch:
         trained = experiment.train(chosen, list(numbers), folder, data_dir=data_dir, watch=watch)
     results = {str(run.path): [seed.results() for seed in run.seeds] for run in trained}
     _show(
@@ -87,57 +99,118 @@ def train(
 
 @app.command
 def evaluate(
-    run: Annotated[Path, Parameter(help="A run folder, such as runs/digits-lt/tde.")],
+    run: RunFolder,
     /,
     *,
     method: Method = None,
     alpha: AlphaText = None,
     power: PowerText = None,
+    metric: Metric = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Measure a trained run again, at any alpha, from its stored features."""
-    chosen = _adjustment(method, alpha, power)
-    from tailwise.recipes.measure import measure
-    from tailwise.recipes.rows import applicable
+    """Measure a trained run again, at any alpha or norm power, from its stored features."""
+    from tailwise.recipes.methods import METHODS, asked_rows
+
+    if method is not None:
+        checks.choice("method", method, METHODS)
+    strengths = _strength("alpha", alpha, ("auto",)), _strength("power", power, POWERS)
     from tailwise.recipes.runs import open_run
-    from tailwise.report.summary import combined
 
     opened = open_run(run)
-    methods = applicable(opened.recipe.classifier.name, method)
-    _takes_alpha(methods, alpha)
-    results = [measure(seed, methods, chosen, data_dir) for seed in opened.seeds]
+    kind = opened.recipe.classifier.name
+    rows = asked_rows(opened.rows, kind, method, alpha=alpha is not None, power=power is not None)
+
+    from tailwise.recipes import measure
+    from tailwise.recipes.trained import Asked
+    from tailwise.report.summary import combined
+
+    asked = Asked(*strengths, metric)
+    with _warnings_as_notes():
+        results = [measure.measure(measure.open_trained(seed, data_dir), rows, asked) for seed in opened.seeds]
     _show(combined(opened.recipe.name, {str(run): results}), json)
 
 
 @app.command
 def adjust(
-    run: Annotated[Path, Parameter(help="A run folder, such as runs/digits-lt/tde.")],
+    run: RunFolder,
     /,
-    *,
+    *settings: Annotated[str, Parameter(help="Overrides of what follows training: second.crt.stage.epochs=5.")],
     method: Method = None,
     alpha: AlphaText = None,
     power: PowerText = None,
+    metric: Metric = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Adjust a trained run: choose alpha, fold it into the classifier, write the new classifier beside the old."""
-    chosen = _adjustment(method, alpha, power)
-    from tailwise.recipes import measure
-    from tailwise.recipes.methods import METHODS
-    from tailwise.recipes.rows import applicable
+    """Adjust a trained run: choose a strength or train a second stage, write the new classifier beside the old."""
+    strengths = _strength("alpha", alpha, ("auto",)), _strength("power", power, POWERS)
+    from tailwise.recipes.catalog import with_second_stage
+    from tailwise.recipes.methods import asked_rows, checked_adjuster
+    from tailwise.recipes.overrides import override_after_training
     from tailwise.recipes.runs import open_run
-    from tailwise.report.summary import combined
 
     opened = open_run(run)
-    adjusting = [name for name in applicable(opened.recipe.classifier.name, method) if METHODS[name].adjust]
-    if not adjusting:
-        given = f"'{method}' does not" if method else f"none does for a {opened.recipe.classifier.name} classifier"
-        raise checks.InputError(f"method: expected one that adjusts, and {given}")
-    done = [measure.adjust(seed, adjusting[0], chosen, data_dir) for seed in opened.seeds]
-    written = [str(path) for _, path in done]
-    record = combined(opened.recipe.name, {str(run): [result for result, _ in done]}) | {"wrote": written}
+    kind = opened.recipe.classifier.name
+    chosen = checked_adjuster(kind, method)
+    asked_rows(opened.rows, kind, chosen, alpha=alpha is not None, power=power is not None)
+    recipe = override_after_training(with_second_stage(opened.recipe, chosen), settings)
+
+    from tailwise.recipes import measure
+    from tailwise.recipes.trained import Asked
+    from tailwise.report.progress import watching
+    from tailwise.report.summary import combined
+
+    asked, epochs, done = Asked(*strengths, metric), measure.epochs_of(recipe, chosen), []
+    with _warnings_as_notes(), watching(Console(stderr=True, quiet=json)) as watch:
+        for seed in opened.seeds:
+            label = f"{recipe.name} seed {seed.seed}, {chosen}"
+            if epochs:
+                watch.begin(label, epochs)
+            result, path = measure.adjust(measure.open_trained(seed, data_dir, recipe), chosen, asked, watch.epoch)
+            if epochs:
+                watch.done(label, f"test {result['rows'][chosen]['all']:.1f}")
+            done.append((result, str(path)))
+    written = [path for _, path in done]
+    record = combined(recipe.name, {str(run): [result for result, _ in done]}) | {"wrote": written}
     _show(record, json, lines=[f"wrote {path}" for path in written])
+
+
+@app.command
+def sweep(
+    run: RunFolder,
+    /,
+    *,
+    method: Method = None,
+    metric: Metric = None,
+    highest: Annotated[float | None, Parameter(help="Last value of the grid (default: alpha 5, norm power 2).")] = None,
+    step: Annotated[float, Parameter(help="From one value to the next.")] = 0.1,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Accuracy by group at every alpha (Tang et al., Fig. 4) or norm power (Kang et al., Fig. 2); stores the curve."""
+    from tailwise.recipes.methods import checked_adjuster
+    from tailwise.recipes.runs import open_run
+
+    opened = open_run(run)
+    chosen = checked_adjuster(opened.recipe.classifier.name, method)
+
+    from tailwise.recipes import measure
+    from tailwise.recipes.trained import Asked
+    from tailwise.report.summary import swept
+    from tailwise.report.table import print_sweep
+
+    values, asked = measure.grid(chosen, highest, step), Asked(metric=metric)
+    with _warnings_as_notes():
+        done = [
+            measure.sweep_strength(measure.open_trained(seed, data_dir), chosen, asked, values) for seed in opened.seeds
+        ]
+    record = swept(opened.recipe.name, [seed.results() for seed in opened.seeds], [curve for curve, _ in done])
+    record |= {"wrote": [str(path) for _, path in done]}
+    if json:
+        _print_json(record)
+    else:
+        print_sweep(Console(), record)
 
 
 @app.command
@@ -178,27 +251,27 @@ def _fail(line: str) -> NoReturn:
     sys.exit(2)
 
 
-def _adjustment(method: str | None, alpha: str | None, power: str | None) -> Any:
-    """The alpha asked for: a number, "auto", or None for the recipe's own."""
-    if method is not None:
-        from tailwise.recipes.methods import METHODS
-
-        checks.choice("method", method, METHODS)
-    if power is not None:
-        raise checks.InputError(f"power: expected a method with a norm power, got {method or 'none of this run'}")
-    if alpha is None or alpha == "auto":
-        return alpha
+def _strength(name: str, text: str | None, words: Sequence[str]) -> Any:
+    """The strength asked for: a number, one of the words, or None for the recipe's own."""
+    if text is None or text in words:
+        return text
     try:
-        return checks.number("alpha", float(alpha))
+        return checks.number(name, float(text))
     except ValueError:
-        raise checks.InputError(f"alpha: expected a finite number or auto, got '{alpha}'") from None
+        raise checks.InputError(f"{name}: expected a finite number or {' or '.join(words)}, got '{text}'") from None
 
 
-def _takes_alpha(methods: Sequence[str], alpha: str | None) -> None:
-    from tailwise.recipes.methods import METHODS
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Show each of the library's warnings once, as a line, without the place in the source."""
 
-    if alpha is not None and not any(METHODS[name].adjust for name in methods):
-        raise checks.InputError(f"alpha: expected a method that takes one, got {', '.join(methods)}")
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", UserWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _show(record: dict[str, Any], json: bool, *, lines: Sequence[str] = ()) -> None:

@@ -1,10 +1,12 @@
 """Accuracies as functions on arrays, in percent. `None` where there is nothing to measure, never 0."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from tailwise import checks
-from tailwise.counts import ClassCounts
+from tailwise.counts import GROUPS, ClassCounts
 
 Classes = NDArray[np.int64]
 
@@ -71,3 +73,58 @@ def shot_accuracy(predicted: Classes, labels: Classes, counts: ClassCounts) -> d
         accuracy[group] = float(measured.mean()) if len(measured) else None
     accuracy["all"] = float(100.0 * np.mean(predicted == labels))
     return accuracy
+
+
+def harmonic_mean_accuracy(predicted: Classes, labels: Classes, num_classes: int) -> float:
+    """The harmonic mean of `per_class_accuracy`: near the worst classes, where the plain mean forgives them.
+
+    A class never predicted right counts as 0.1 %, so that choices which leave one such class can be told apart.
+
+    >>> harmonic_mean_accuracy(np.array([0, 1, 1]), np.array([0, 0, 1]), num_classes=2)
+    66.66...
+    """
+    per_class = per_class_accuracy(predicted, labels, num_classes)
+    known = np.maximum(per_class[~np.isnan(per_class)], 0.1)
+    return float(len(known) / (1 / known).sum())
+
+
+def worst_class_accuracy(predicted: Classes, labels: Classes, num_classes: int) -> float:
+    """The least of `per_class_accuracy`.
+
+    >>> worst_class_accuracy(np.array([0, 1, 1]), np.array([0, 0, 1]), num_classes=2)
+    50.0
+    """
+    return float(np.nanmin(per_class_accuracy(predicted, labels, num_classes)))
+
+
+METRICS = ("mean-per-class", "all", "many", "medium", "few", "harmonic-mean", "worst-class")
+
+
+def metric(name: str, labels: Classes, counts: ClassCounts) -> Callable[[Classes], float]:
+    """What choices are made by: predictions -> percent, on these labels.
+
+    Args:
+        name: one of `METRICS`. "all" is top-1 over samples, a group the mean of its classes' accuracies.
+        labels: the truth, [N].
+        counts: of the benchmark's published training set, which the groups go by.
+
+    Raises:
+        InputError: an unknown name; a group of which no class has a sample.
+
+    >>> metric("few", np.array([0, 0, 1]), ClassCounts((200, 5)))(np.array([0, 1, 1]))
+    100.0
+    """
+    checks.choice("metric", name, METRICS)
+    num_classes = counts.num_classes
+    if name in GROUPS:
+        if not np.isin(labels, counts.groups[name]).any():
+            raise checks.InputError(f"metric: expected a group with samples to choose on, got '{name}', which has none")
+        return lambda predicted: float(shot_accuracy(predicted, labels, counts)[name] or 0.0)
+    if name == "all":
+        return lambda predicted: float(100.0 * np.mean(predicted == labels))
+    by_name = {
+        "mean-per-class": mean_per_class_accuracy,
+        "harmonic-mean": harmonic_mean_accuracy,
+        "worst-class": worst_class_accuracy,
+    }
+    return lambda predicted: by_name[name](predicted, labels, num_classes)

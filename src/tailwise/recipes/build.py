@@ -1,6 +1,6 @@
 """From settings to objects: the only place where a name becomes data, a module, a sampler or a loss."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from tailwise import checks
 from tailwise.backbones import DigitsNet, ResNet32
 from tailwise.classifiers import (
     CapsuleClassifier,
@@ -18,6 +19,8 @@ from tailwise.classifiers import (
     CosineClassifier,
     FeatureAverage,
     LinearClassifier,
+    MlpClassifier,
+    ScaledClassifier,
 )
 from tailwise.data import EpochBatches, LongTailedData, Split, cifar_lt, digits_lt, random_crop, under_protocol
 from tailwise.data.augment import Augment
@@ -28,7 +31,10 @@ from tailwise.recipes.schema import (
     CosineScheduleSettings,
     DataSettings,
     LinearSettings,
+    MlpSettings,
     Recipe,
+    ScaledSettings,
+    SecondClassifierSettings,
     StageSettings,
 )
 from tailwise.recognizer import Recognizer
@@ -59,7 +65,6 @@ AUGMENTS: dict[str, Augment | None] = {
     "crop-flip": partial(random_crop, padding=4, flip=True),
 }
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross-entropy": cross_entropy}
-TRAINABLE = {"all": ("",), "classifier": ("classifier",)}
 STARTING_MOMENTUM = 0.9  # of an average that follows the learning rate, until the first step sets it
 
 PREDICT_BATCH = 500
@@ -124,15 +129,45 @@ def build_classifier(recipe: Recipe, in_features: int, num_classes: int) -> nn.M
     return kind(in_features, num_classes, num_heads=settings.num_heads, tau=settings.tau, momentum=momentum)
 
 
-def build_stages(recipe: Recipe, model: Recognizer, data: LongTailedData, seed: int) -> list[Stage]:
-    """The recipe's stages on this data; `model` is what an average that follows the learning rate belongs to."""
+def build_second_classifier(
+    settings: SecondClassifierSettings, first: nn.Module, in_features: int, num_classes: int
+) -> nn.Module:
+    """The classifier of a second stage, freshly initialised, or around the first stage's where it keeps that.
+
+    Raises:
+        InputError: a first stage of other classes or width, or of another kind where its weights are kept.
+    """
+    found = tuple(first.weight.shape) if isinstance(first.weight, Tensor) else ()
+    if found != (num_classes, in_features):
+        raise checks.InputError(
+            f"first stage: expected a classifier of {num_classes} classes and {in_features} features, "
+            f"got one of {' classes and '.join(map(str, found))} features"
+        )
+    if isinstance(settings, ScaledSettings):
+        if not isinstance(first, LinearClassifier):
+            raise checks.InputError(f"first stage: expected a linear classifier, got {type(first).__name__}")
+        return ScaledClassifier(first.weight, first.bias)
+    if isinstance(settings, LinearSettings):
+        return LinearClassifier(in_features, num_classes, bias=settings.bias)
+    if isinstance(settings, MlpSettings):
+        return MlpClassifier(
+            in_features, num_classes, num_layers=settings.num_layers, hidden_features=settings.hidden_features
+        )
+    momentum = STARTING_MOMENTUM if settings.momentum == "follow-lr" else settings.momentum
+    return CosineClassifier(in_features, num_classes, num_heads=settings.num_heads, tau=settings.tau, momentum=momentum)
+
+
+def build_stages(
+    stages: Sequence[StageSettings], recipe: Recipe, model: Recognizer, data: LongTailedData, seed: int
+) -> list[Stage]:
+    """These stages on this data; `model` is what an average that follows the learning rate belongs to."""
 
     def follow(learning_rate: float) -> None:
         average = model.classifier.get_submodule("average")
         assert isinstance(average, FeatureAverage)
         average.momentum = average_momentum(learning_rate)
 
-    follows = getattr(recipe.classifier, "momentum", None) == "follow-lr"
+    follows = getattr(recipe.classifier, "momentum", None) == "follow-lr" and hasattr(model.classifier, "average")
     return [
         Stage(
             name=stage.name,
@@ -142,13 +177,22 @@ def build_stages(recipe: Recipe, model: Recognizer, data: LongTailedData, seed: 
             loss=LOSSES[stage.loss],
             optimizer=partial(_sgd, stage),
             learning_rate=build_schedule(stage),
-            trainable=TRAINABLE[stage.trainable],
+            trainable=trainable_modules(stage, model),
+            legacy_bn_drift=stage.legacy_bn_drift,
             accumulate=stage.accumulate,
             drop_last=stage.drop_last,
             **({"on_learning_rate": follow} if follows else {}),
         )
-        for number, stage in enumerate(recipe.stages)
+        for number, stage in enumerate(stages)
     ]
+
+
+def trainable_modules(stage: StageSettings, model: Recognizer) -> tuple[str, ...]:
+    """The names of the modules that a stage trains."""
+    if stage.trainable == "all":
+        return ("",)
+    blocks = getattr(model.backbone, "last_block", ()) if stage.trainable == "last-block" else ()
+    return (*(f"backbone.{block}" for block in blocks), "classifier")
 
 
 def build_sampler(stage: StageSettings, data: LongTailedData, seed: int) -> EpochSampler:
@@ -213,18 +257,21 @@ def build_schedule(stage: StageSettings) -> Schedule:
     )
 
 
-def build_load(recipe: Recipe, data: LongTailedData, seed: int) -> Callable[[Stage, int], EpochBatches]:
+def build_load(
+    stages: Sequence[StageSettings], data: LongTailedData, seed: int
+) -> Callable[[Stage, int], EpochBatches]:
     """(stage, epoch) -> the batches of that epoch of training."""
-    settings = {stage.name: stage for stage in recipe.stages}
+    names = [stage.name for stage in stages]
 
     def load(stage: Stage, epoch: int) -> EpochBatches:
+        number = names.index(stage.name)
         return EpochBatches(
             data.train,
             stage.sampler.indices(epoch),
             stage.batch_size,
             data.normalize,
-            augment=AUGMENTS[settings[stage.name].augment],
-            seed=mixed_seed(seed, list(settings).index(stage.name), epoch),
+            augment=AUGMENTS[stages[number].augment],
+            seed=mixed_seed(seed, number, epoch),
             drop_last=stage.drop_last,
         )
 

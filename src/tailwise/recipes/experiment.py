@@ -5,30 +5,32 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from tailwise import checks
 from tailwise.data import LongTailedData
-from tailwise.evaluate import Store, mean_per_class_accuracy, predict
+from tailwise.evaluate import Store
 from tailwise.recipes import runs
+from tailwise.recipes.adjusters import choice_of, sweep
 from tailwise.recipes.build import (
     build_data,
     build_load,
     build_model,
     build_stages,
     cpu_threads,
-    in_order,
     subset_seed_of,
 )
-from tailwise.recipes.methods import reported
-from tailwise.recipes.rows import Alpha, rows_of
+from tailwise.recipes.keep import BestOnVal
+from tailwise.recipes.methods import METHODS, tde_of
 from tailwise.recipes.schema import Recipe
+from tailwise.recipes.second import try_second_stage
+from tailwise.recipes.trained import Trained
 from tailwise.recognizer import Recognizer
 from tailwise.seeds import mixed_seed
 from tailwise.train import EpochEnd, fit, save_checkpoint
@@ -58,10 +60,13 @@ def train(
         data = build_data(recipe, seeds[0], data_dir)
         with torch.random.fork_rng(devices=[]):
             model = build_model(recipe, data.counts.num_classes)
-        _try_one_image(recipe, model, data)
-        build_stages(recipe, model, data, seeds[0])
-        alpha_of(recipe)
-    folders = {recipe.name: folder if len(recipes) == 1 else folder / recipe.method for recipe in recipes}
+            _try_one_image(recipe, model, data)
+            build_stages(recipe.stages, recipe, model, data, seeds[0])
+            for method in recipe.methods[1:]:
+                if method in recipe.second:
+                    try_second_stage(recipe, method, model, data)
+        choice_of(recipe, data.counts, data.published_counts)
+    folders = {recipe.name: folder if len(recipes) == 1 else folder / recipe.title for recipe in recipes}
     return [_train_seeds(recipe, seeds, folders[recipe.name], data_dir, watch) for recipe in recipes]
 
 
@@ -74,20 +79,6 @@ def _try_one_image(recipe: Recipe, model: Recognizer, data: LongTailedData) -> N
         raise checks.InputError(
             f"backbone.name: expected a network for images of shape {shape}, got {recipe.backbone.name}"
         ) from error
-
-
-def alpha_of(recipe: Recipe) -> Alpha:
-    """The alpha a recipe reports at: as set, or what its protocol says.
-
-    Raises:
-        InputError: "auto" under a protocol without val.
-    """
-    alpha = recipe.tde.alpha
-    if alpha is None:
-        alpha = "auto" if recipe.protocol == "clean" else recipe.tde.fixed_alpha
-    if alpha == "auto" and recipe.protocol == "paper":
-        raise checks.InputError("tde.alpha: 'auto' needs a validation split and protocol paper has none; give a number")
-    return alpha
 
 
 def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, data_dir: Path | None, watch: Watch) -> runs.Run:
@@ -114,101 +105,60 @@ def _train_one(recipe: Recipe, seed: int, folder: Path, data_dir: Path | None, w
     start = time.perf_counter()
     data = build_data(recipe, seed, data_dir)
     label = f"{recipe.name} seed {seed}"
-    watch.begin(label, sum(stage.epochs for stage in recipe.stages))
+    on_images = [s.stage for m, s in recipe.second.items() if m in recipe.methods and s.on == "images"]
+    watch.begin(label, sum(stage.epochs for stage in (*recipe.stages, *on_images)))
     with cpu_threads(recipe), torch.random.fork_rng(devices=[]), runs.new_folder(folder) as written:
         torch.manual_seed(mixed_seed(seed))
         model = build_model(recipe, data.counts.num_classes)
-        keep = _BestOnVal(model, data, recipe)
+        keep = BestOnVal(model, data, recipe, _score(recipe, data))
         with (written / runs.LOG).open("w") as log:
 
-            def on_epoch(end: EpochEnd) -> None:
-                score = keep.consider()
+            def on_epoch(end: EpochEnd, score: float | None) -> None:
                 print(json.dumps({**asdict(end), "val": score}), file=log, flush=True)
                 watch.epoch(end, score)
 
-            stages = build_stages(recipe, model, data, seed)
-            fit(model, stages, build_load(recipe, data, seed), on_epoch=on_epoch)
-        epoch = keep.restore()
-        about = {
-            "recipe": recipe.model_dump(mode="json"),
-            "seed": seed,
-            "subset_seed": subset_seed_of(recipe, seed),
-            "subset_hash": data.subset_hash,
-            "protocol": recipe.protocol,
-            "epoch": epoch,
-            "counts": list(data.counts.per_class),
-            "published_counts": list(data.published_counts.per_class),
-            "class_names": list(data.class_names),
-            "versions": versions(),
-        }
-        digest = save_checkpoint(written / runs.CHECKPOINT, model.state_dict(), about)
-        val, test = write_stores(model, data, digest, written / "stores")
-        rows = rows_of(
-            model.classifier,
-            test,
-            val,
-            methods=reported(recipe.method),
-            counts=data.published_counts,
-            alpha=alpha_of(recipe),
-        )
+            stages = build_stages(recipe.stages, recipe, model, data, seed)
+            load = build_load(recipe.stages, data, seed)
+            fit(model, stages, load, on_epoch=lambda end: on_epoch(end, keep.consider()))
+            epoch = keep.restore()
+            about = {
+                "recipe": recipe.model_dump(mode="json"),
+                "seed": seed,
+                "subset_seed": subset_seed_of(recipe, seed),
+                "subset_hash": data.subset_hash,
+                "protocol": recipe.protocol,
+                "epoch": epoch,
+                "counts": list(data.counts.per_class),
+                "published_counts": list(data.published_counts.per_class),
+                "class_names": list(data.class_names),
+                "versions": versions(),
+            }
+            digest = save_checkpoint(written / runs.CHECKPOINT, model.state_dict(), about)
+            trained = Trained(written, recipe, seed, model.eval(), digest, about, lambda: data)
+            trained.stores.val()  # kept whether or not a row needs it
+            rows = {}
+            for method in recipe.methods:
+                second = METHODS[method].adjust == "second-stage"
+                rows[method] = trained.adjust(method, on_epoch=on_epoch)[0] if second else trained.row(method)
         result = {**about, "checkpoint": digest, "rows": rows, "seconds": time.perf_counter() - start}
         runs.write_json(written / runs.RESULTS, result)
     accuracy = ", ".join(f"{method} {row['all']:.1f}" for method, row in rows.items())
     watch.done(label, f"epoch {epoch} kept, test {accuracy}")
 
 
-class _BestOnVal:
-    """The weights that the protocol keeps: best on val (the later of equals), or the last ones without val."""
+def _score(recipe: Recipe, data: LongTailedData) -> Callable[[Recognizer, Store], float] | None:
+    """What the first stage's epoch is chosen by: its own logits, or under legacy, as the authors do, TDE's."""
+    tde = tde_of(recipe.classifier.name)
+    if recipe.protocol != "legacy" or tde is None or tde not in recipe.methods:
+        return None
+    choice = replace(choice_of(recipe, data.counts, data.published_counts), metric="all")
 
-    def __init__(self, model: Recognizer, data: LongTailedData, recipe: Recipe) -> None:
-        self.model, self.data, self.recipe = model, data, recipe
-        self.epoch, self.best_epoch, self.best = 0, 0, -1.0
-        self.state: dict[str, Tensor] = {}
+    def score(model: Recognizer, store: Store) -> float:
+        values = None if choice.alpha == "auto" else (choice.alpha,)
+        _, predictions = sweep(tde, model.classifier, store, choice, values)
+        return max(float(100.0 * np.mean(predicted == store.labels)) for predicted in predictions)
 
-    def consider(self) -> float | None:
-        self.epoch += 1
-        if self.data.val is None:
-            return None
-        score = self._score()
-        if score >= self.best:
-            self.best, self.best_epoch = score, self.epoch
-            self.state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        return score
-
-    def restore(self) -> int:
-        if self.data.val is None:
-            return self.epoch
-        self.model.load_state_dict(self.state)
-        return self.best_epoch
-
-    def _score(self) -> float:
-        store = _predict(self.model, self.data, "val", "")
-        if self.recipe.protocol == "legacy":  # the authors select on test, with TDE active
-            rows = rows_of(
-                self.model.classifier,
-                store,
-                store,
-                methods=reported(self.recipe.method)[-1:],
-                counts=self.data.published_counts,
-                alpha=alpha_of(self.recipe),
-            )
-            return float(next(iter(rows.values()))["all"])
-        return mean_per_class_accuracy(store.logits.argmax(axis=1), store.labels, self.data.counts.num_classes)
-
-
-def write_stores(model: Recognizer, data: LongTailedData, digest: str, folder: Path) -> tuple[Store | None, Store]:
-    """Predict val (if there is one) and test, and keep both below `folder`."""
-    stores = {split: _predict(model, data, split, digest) for split in ("val", "test") if getattr(data, split)}
-    for split, store in stores.items():
-        store.save(folder / split)
-    return stores.get("val"), stores["test"]
-
-
-def _predict(model: Recognizer, data: LongTailedData, split: str, digest: str) -> Store:
-    part = getattr(data, split)
-    # under protocol legacy val is test, and what is chosen on it must say so
-    name = "test" if part is data.test else split
-    return predict(model, in_order(data, part), ids=part.ids, checkpoint=digest, split=name)
+    return score
 
 
 def versions() -> dict[str, str]:

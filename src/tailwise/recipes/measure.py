@@ -1,24 +1,24 @@
-"""Read trained runs again: their model, their rows at another alpha, their adjusted classifiers."""
+"""Read trained runs again: their models, their rows at another strength, their curves, their adjusted classifiers."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tailwise import checks
-from tailwise.adjust import fold_tde
-from tailwise.classifiers import FoldedClassifier
-from tailwise.counts import ClassCounts
-from tailwise.evaluate import Store
+from tailwise.adjust import choose
+from tailwise.evaluate import metric
 from tailwise.recipes import runs
-from tailwise.recipes.build import build_data, build_model, cpu_threads
-from tailwise.recipes.experiment import alpha_of, write_stores
-from tailwise.recipes.methods import METHODS
-from tailwise.recipes.rows import Alpha, rows_of
+from tailwise.recipes.adjusters import strength_name, sweep
+from tailwise.recipes.build import build_model
+from tailwise.recipes.rows import row_of
 from tailwise.recipes.schema import Recipe
+from tailwise.recipes.second import OnEpoch, adjusted_path, load_adjusted, unwatched
+from tailwise.recipes.trained import AS_IT_IS, Asked, Trained, trained_data
 from tailwise.recognizer import Recognizer
-from tailwise.train import Checkpoint, load_checkpoint, load_state, save_checkpoint
+from tailwise.train import Checkpoint, load_checkpoint, load_state
 
 
 def load_model(folder: Path | str, method: str | None = None) -> Recognizer:
@@ -26,7 +26,7 @@ def load_model(folder: Path | str, method: str | None = None) -> Recognizer:
 
     Args:
         folder: such as runs/digits-lt/tde/seed-0.
-        method: put the adjusted classifier that `tailwise adjust` wrote in place of the trained one.
+        method: the adjusted model that `tailwise adjust` or a second stage wrote, in place of the trained one.
 
     Raises:
         InputError: no run there, no such adjustment, or a checkpoint that is corrupt or does not fit.
@@ -37,76 +37,109 @@ def load_model(folder: Path | str, method: str | None = None) -> Recognizer:
             f"folder: expected a seed's folder with {runs.CHECKPOINT}, such as RUN/seed-0, got {folder}"
         )
     recipe = runs.open_run(folder.parent).recipe
-    model, _ = _load(recipe, folder / runs.CHECKPOINT)
-    if method is not None:
-        path = adjusted_path(folder, method)
-        if not path.exists():
-            raise checks.InputError(f"method: nothing adjusted by '{method}' in {folder}; run `tailwise adjust` first")
-        adjusted = load_checkpoint(path)
-        model.classifier = FoldedClassifier(
-            adjusted.state["weight"], num_heads=adjusted.meta["num_heads"], norm=adjusted.meta["norm"]
-        )
-    return model.eval()
+    model, checkpoint = _load(recipe, folder / runs.CHECKPOINT)
+    if method is None:
+        return model
+    path = adjusted_path(folder, method)
+    if not path.exists():
+        raise checks.InputError(f"method: nothing adjusted by '{method}' in {folder}; run `tailwise adjust` first")
+    return load_adjusted(path, model, checkpoint.digest).model
 
 
-def adjusted_path(folder: Path, method: str) -> Path:
-    """Where `adjust` keeps the classifier of a method, below a seed's folder."""
-    return folder / "adjusted" / f"{method}.safetensors"
+def open_trained(seed: runs.SeedFolder, data_dir: Path | None, recipe: Recipe | None = None) -> Trained:
+    """A seed's model as it was trained; `recipe` may differ from the run's in what comes after training.
 
-
-def measure(
-    seed: runs.SeedFolder, methods: Sequence[str], alpha: Alpha | None, data_dir: Path | None
-) -> dict[str, Any]:
-    """A seed's result, measured from its stores: the rows of `methods` at this alpha (None: the recipe's own).
-
-    Stores that are gone, or not of this checkpoint, are made again from the images.
+    Stores that are gone, or not of this checkpoint, are made again from the images when they are needed.
 
     Raises:
-        InputError: a corrupt checkpoint; stores gone and no data to make them from; alpha "auto" without val.
+        InputError: a corrupt checkpoint.
     """
-    return _measure(seed, *_load(seed.recipe, seed.checkpoint), methods, alpha, data_dir)
+    model, checkpoint = _load(seed.recipe, seed.checkpoint)
+    find_data = trained_data(seed.recipe, seed.seed, data_dir)
+    return Trained(seed.path, recipe or seed.recipe, seed.seed, model, checkpoint.digest, checkpoint.meta, find_data)
 
 
-def _measure(
-    seed: runs.SeedFolder,
-    model: Recognizer,
-    checkpoint: Checkpoint,
-    methods: Sequence[str],
-    alpha: Alpha | None,
-    data_dir: Path | None,
-) -> dict[str, Any]:
-    val, test = _stores(seed, model, checkpoint, data_dir)
-    rows = rows_of(
-        model.classifier,
-        test,
-        val,
-        methods=methods,
-        counts=ClassCounts(tuple(checkpoint.meta["published_counts"])),
-        alpha=alpha_of(seed.recipe) if alpha is None else alpha,
-    )
-    return {**checkpoint.meta, "checkpoint": checkpoint.digest, "rows": rows}
+def measure(trained: Trained, methods: Sequence[str], asked: Asked = AS_IT_IS) -> dict[str, Any]:
+    """A seed's result, measured again from its stores: the rows of `methods`.
+
+    Raises:
+        InputError: stores gone and no data to make them from; "auto" without val.
+    """
+    return _result(trained, {method: trained.row(method, asked) for method in methods})
 
 
 def adjust(
-    seed: runs.SeedFolder, method: str, alpha: Alpha | None, data_dir: Path | None
+    trained: Trained, method: str, asked: Asked = AS_IT_IS, on_epoch: OnEpoch = unwatched
 ) -> tuple[dict[str, Any], Path]:
-    """Fold the chosen adjustment into a classifier beside the checkpoint; returns the result and the file.
+    """Make a method's adjusted model and keep it beside the checkpoint; returns the result and the file.
 
     The result has two rows, the classifier's own and the adjusted. Errors as in `measure`.
     """
-    own = next(name for name, m in METHODS.items() if m.classifier == METHODS[method].classifier)
-    model, checkpoint = _load(seed.recipe, seed.checkpoint)
-    result = _measure(seed, model, checkpoint, [own, method], alpha, data_dir)
-    value = result["rows"][method]["alpha"]["value"]
-    folded = fold_tde(model.classifier, value)  # type: ignore[arg-type]  # methods that adjust have an average
-    path = adjusted_path(seed.path, method)
+    own = trained.recipe.methods[0]
+    row, path = trained.adjust(method, asked, on_epoch)
+    return _result(trained, {own: trained.row(own), method: row}), path
+
+
+def sweep_strength(
+    trained: Trained, method: str, asked: Asked = AS_IT_IS, values: tuple[float, ...] | None = None
+) -> tuple[dict[str, Any], Path]:
+    """The whole curve of a method's strength, on val (where there is one) and on test; returns it and its file.
+
+    The value is chosen on val alone, by the metric; the test curve is for looking at.
+
+    Raises:
+        InputError: a method without a strength; what it needs is not there.
+    """
+    choice = trained.choice(asked)
+    val = trained.stores.val()
+    curve: dict[str, Any] = {"method": method, "strength": strength_name(method), "metric": choice.metric}
+    own_val = {"val": val} if val is not None and val.split == "val" else {}  # under legacy val is test
+    for split, store in {**own_val, "test": trained.stores.test()}.items():
+        tried, predictions = sweep(method, trained.model.classifier, store, choice, values)
+        rows = [row_of(predicted, store, trained.published) for predicted in predictions]
+        curve["values"] = list(tried)
+        curve[split] = {group: [row[group] for row in rows] for group in ("many", "medium", "few", "all")}
+        if store is val or (val is not None and not own_val):
+            score = metric(choice.metric, np.asarray(store.labels), trained.published)
+            chosen = choose(tried, predictions, score)
+            curve[split]["metric"] = list(chosen.scores)
+            curve["chosen"] = {"value": chosen.chosen, "from": store.split, "by": choice.metric}
+    path = trained.folder / "sweeps" / f"{method}.json"
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise checks.InputError(f"{path.parent}: cannot make the folder ({error.strerror})") from error
-    about = {"method": method, "alpha": value, "num_heads": folded.num_heads, "norm": folded.norm}
-    save_checkpoint(path, folded.state_dict(), {**about, "of": result["checkpoint"], "row": result["rows"][method]})
-    return result, path
+    runs.write_json(path, curve)
+    return curve, path
+
+
+def epochs_of(recipe: Recipe, method: str) -> int:
+    """Epochs on images that adjusting by a method takes; 0 where stored features do."""
+    settings = recipe.second.get(method)
+    return settings.stage.epochs if settings and settings.on == "images" else 0
+
+
+def grid(method: str, highest: float | None, step: float) -> tuple[float, ...]:
+    """0, step, 2 step, ... up to `highest` (None: 5 for alpha, 2 for the norm power).
+
+    Raises:
+        InputError: a method without a strength, a highest below 0, a step not above 0, more than 10,000 values.
+
+    >>> grid("tde", 1.0, 0.25)
+    (0.0, 0.25, 0.5, 0.75, 1.0)
+    """
+    name = strength_name(method)
+    if name is None:
+        raise checks.InputError(f"method: expected one with a strength to sweep (tde, tau-norm), got {method}")
+    last = checks.number("highest", {"alpha": 5.0, "norm_power": 2.0}[name] if highest is None else highest, at_least=0)
+    steps = last / checks.number("step", step, above=0)
+    if steps > 10_000:
+        raise checks.InputError(f"step: expected at most 10,000 values up to {last:g}, got {step:g}")
+    return tuple(round(step * i, 10) for i in range(int(steps + 1e-9) + 1))
+
+
+def _result(trained: Trained, rows: dict[str, Any]) -> dict[str, Any]:
+    return {**trained.about, "checkpoint": trained.digest, "rows": rows}
 
 
 def _load(recipe: Recipe, path: Path) -> tuple[Recognizer, Checkpoint]:
@@ -117,18 +150,3 @@ def _load(recipe: Recipe, path: Path) -> tuple[Recognizer, Checkpoint]:
         model = build_model(recipe, len(checkpoint.meta["counts"]))
     load_state(model, checkpoint.state)
     return model.eval(), checkpoint
-
-
-def _stores(
-    seed: runs.SeedFolder, model: Recognizer, checkpoint: Checkpoint, data_dir: Path | None
-) -> tuple[Store | None, Store]:
-    try:
-        val = None if seed.recipe.protocol == "paper" else Store.load(seed.store("val"), checkpoint.digest)
-        return val, Store.load(seed.store("test"), checkpoint.digest)
-    except checks.InputError as lost:
-        try:
-            data = build_data(seed.recipe, seed.seed, data_dir)
-        except checks.InputError as error:
-            raise checks.InputError(f"{lost}; and without its data it cannot be made again: {error}") from error
-        with cpu_threads(seed.recipe):
-            return write_stores(model, data, checkpoint.digest, seed.path / "stores")

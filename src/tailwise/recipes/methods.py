@@ -1,42 +1,115 @@
-"""Method ids: which classifier each trains, and how its predictions are adjusted."""
+"""Method ids, one per row of a table: what each starts from, and what is done to it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from tailwise import checks
+
+Classifier = Literal["linear", "cosine", "capsule", "causal"]
+ANY: tuple[Classifier, ...] = ("linear", "cosine", "capsule", "causal")
 
 
 @dataclass(frozen=True)
 class Method:
-    """classifier: what is trained. adjust: what is done to it afterwards, None for its own logits."""
+    """classifiers: which trained classifiers it starts from. adjust: what is done to them, None for their own logits.
 
-    classifier: Literal["linear", "cosine", "capsule", "causal"]
-    adjust: Literal["tde"] | None = None
+    "second-stage" trains once more, from a copy of the trained model; the others are functions of stored features.
+    """
+
+    classifiers: tuple[Classifier, ...]
+    adjust: Literal["tde", "ncm", "tau-norm", "second-stage"] | None = None
 
 
 METHODS: dict[str, Method] = {
-    "linear": Method("linear"),
-    "cosine": Method("cosine"),
-    "cosine-tde": Method("cosine", adjust="tde"),
-    "capsule": Method("capsule"),
-    "capsule-tde": Method("capsule", adjust="tde"),
-    "de-confound": Method("causal"),
-    "tde": Method("causal", adjust="tde"),
+    "linear": Method(("linear",)),
+    "joint": Method(("linear",)),
+    "ncm": Method(ANY, "ncm"),
+    "ncm-centered": Method(ANY, "ncm"),
+    "tau-norm": Method(("linear",), "tau-norm"),
+    "crt": Method(ANY, "second-stage"),
+    "lws": Method(("linear",), "second-stage"),
+    "crt-stored": Method(ANY, "second-stage"),
+    "lws-stored": Method(("linear",), "second-stage"),
+    "crt-mlp": Method(ANY, "second-stage"),
+    "crt-cosine": Method(ANY, "second-stage"),
+    "fine-tune": Method(ANY, "second-stage"),
+    "fine-tune-slow": Method(ANY, "second-stage"),
+    "fine-tune-last-block": Method(ANY, "second-stage"),
+    "cosine": Method(("cosine",)),
+    "cosine-tde": Method(("cosine",), "tde"),
+    "capsule": Method(("capsule",)),
+    "capsule-tde": Method(("capsule",), "tde"),
+    "de-confound": Method(("causal",)),
+    "tde": Method(("causal",), "tde"),
 }
 
 
-def methods_for(classifier: str) -> list[str]:
-    """The ids that a trained classifier can answer for, its own first.
+def adjusters_of(classifier: str) -> list[str]:
+    """The ids that adjust a trained classifier of this kind.
 
-    >>> methods_for("causal")
+    >>> adjusters_of("causal")[:3], adjusters_of("causal")[-1]
+    (['ncm', 'ncm-centered', 'crt'], 'tde')
+    """
+    return [name for name, method in METHODS.items() if method.adjust and classifier in method.classifiers]
+
+
+def tde_of(classifier: str) -> str | None:
+    """The id of total direct effect for a normalized classifier; None for a linear one.
+
+    >>> tde_of("cosine"), tde_of("linear")
+    ('cosine-tde', None)
+    """
+    return next((name for name in adjusters_of(classifier) if METHODS[name].adjust == "tde"), None)
+
+
+def checked_adjuster(classifier: str, method: str | None) -> str:
+    """The method, if it adjusts a trained classifier of this kind; None asks for total direct effect.
+
+    Raises:
+        InputError: an unknown id, one that does not adjust, one of another classifier.
+
+    >>> checked_adjuster("causal", None)
+    'tde'
+    """
+    valid = adjusters_of(classifier)
+    if method is None:
+        method = tde_of(classifier)
+        if method is None:
+            raise checks.InputError(f"method: expected one of {', '.join(valid)}, got none")
+    checks.choice("method", method, METHODS)
+    if method not in valid:
+        needs = " or ".join(METHODS[method].classifiers)
+        fits = classifier in METHODS[method].classifiers
+        why = "adjusts nothing" if fits else f"needs a {needs} classifier, this run trained {classifier}"
+        raise checks.InputError(f"method: '{method}' {why}; what adjusts it: {', '.join(valid)}")
+    return method
+
+
+def asked_rows(reported: Sequence[str], classifier: str, method: str | None, *, alpha: bool, power: bool) -> list[str]:
+    """The ids to measure: the one asked for, or those reported and those that a given strength belongs to.
+
+    Args:
+        reported: what the run reports, its own id first.
+        classifier: the kind it trained.
+        method: asked for, or None.
+        alpha, power: whether a strength was given.
+
+    Raises:
+        InputError: an id of another classifier, a strength that no method here has.
+
+    >>> asked_rows(["de-confound"], "causal", None, alpha=True, power=False)
     ['de-confound', 'tde']
     """
-    return [name for name, method in METHODS.items() if method.classifier == classifier]
-
-
-def reported(method: str) -> list[str]:
-    """The rows a recipe of this method reports: the classifier's own, then the method's.
-
-    >>> reported("tde"), reported("linear")
-    (['de-confound', 'tde'], ['linear'])
-    """
-    own = methods_for(METHODS[method].classifier)[0]
-    return [own] if method == own else [own, method]
+    rows = list(reported) if method is None else [method]
+    if method is not None and method != reported[0]:
+        checked_adjuster(classifier, method)
+    for name, given, kind in (("alpha", alpha, "tde"), ("power", power, "tau-norm")):
+        if not given or any(METHODS[row].adjust == kind for row in rows):
+            continue
+        fitting = [row for row in adjusters_of(classifier) if METHODS[row].adjust == kind]
+        if method is not None or not fitting:
+            got = method or f"a run of a {classifier} classifier"
+            raise checks.InputError(f"{name}: expected a method that has one, got {got}")
+        rows += fitting
+    return rows

@@ -41,6 +41,23 @@ def override(recipes: Sequence[Recipe], assignments: Sequence[str]) -> list[Reci
     return [_apply(recipe, [(key, value) for key, value in pairs if key in keys[recipe.name]]) for recipe in recipes]
 
 
+AFTER_TRAINING = ("second", "tde", "tau_norm", "ncm", "metric", "allow_unseen")
+
+
+def override_after_training(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    """As `override`, of a run that is trained already: only what comes after training may change.
+
+    Raises:
+        InputError: as `override`; a key that training depends on.
+    """
+    for assignment in assignments:
+        if assignment.partition("=")[0].split(".")[0] not in AFTER_TRAINING:
+            raise checks.InputError(
+                f"override: the run is trained; expected a key below {', '.join(AFTER_TRAINING)}, got '{assignment}'"
+            )
+    return override([recipe], assignments)[0]
+
+
 def _apply(recipe: Recipe, pairs: list[tuple[str, Any]]) -> Recipe:
     settings = recipe.model_dump(mode="json")
     for key, value in pairs:
@@ -48,7 +65,7 @@ def _apply(recipe: Recipe, pairs: list[tuple[str, Any]]) -> Recipe:
         place: Any = settings
         for part in parents:
             place = place[int(part)] if isinstance(place, list) else place[part]
-        if (last == "kind" or key == "classifier.name") and place[last] != value:
+        if (last == "kind" or key.endswith("classifier.name")) and place[last] != value:
             place.clear()  # another kind has other settings: start from its defaults
         place[last] = value
     try:

@@ -65,6 +65,13 @@ class Run:
     recipe: Recipe
     seeds: tuple[SeedFolder, ...]
 
+    @property
+    def rows(self) -> list[str]:
+        """What it reports: its recipe's methods, and those that every seed was adjusted by since, in METHODS' order."""
+        kept = [{path.stem for path in seed.path.glob("adjusted/*.safetensors")} for seed in self.seeds]
+        own, *others = self.recipe.methods
+        return [own, *(name for name in METHODS if name in set.intersection(*kept).union(others))]
+
 
 def open_run(path: Path) -> Run:
     """The run in this folder.
@@ -96,7 +103,8 @@ def open_runs(path: Path) -> list[Run]:
     members = [child.parent for child in path.glob(f"*/{RECIPE}")] if path.is_dir() else []
     if not members:
         return [open_run(path)]
-    return sorted((open_run(member) for member in members), key=lambda run: list(METHODS).index(run.recipe.method))
+    opened = (open_run(member) for member in sorted(members))
+    return sorted(opened, key=lambda run: list(METHODS).index(run.recipe.methods[0]))
 
 
 def free_folder(name: str, out: Path | None) -> Path:

@@ -12,6 +12,7 @@ from tailwise.recipes.methods import METHODS
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Protocol = Literal["clean", "paper", "legacy"]
+MetricName = Literal["mean-per-class", "all", "many", "medium", "few", "harmonic-mean", "worst-class"]
 SamplerName = Literal[
     "instance",
     "square-root",
@@ -48,7 +49,7 @@ class BackboneSettings(Settings):
 
 
 class LinearSettings(Settings):
-    """bias: Kang et al. 2020 have one, Tang et al. 2020 none."""
+    """bias: Kang et al. 2020 have one ("joint"), Tang et al. 2020 none ("linear")."""
 
     name: Literal["linear"] = "linear"
     bias: bool = False
@@ -87,6 +88,25 @@ ClassifierSettings = Annotated[
 ]
 
 
+class MlpSettings(Settings):
+    """A second stage's classifier with hidden layers; hidden_features: null is the width of the features."""
+
+    name: Literal["mlp"] = "mlp"
+    num_layers: PositiveInt = 2
+    hidden_features: PositiveInt | None = None
+
+
+class ScaledSettings(Settings):
+    """Learnable weight scaling: the trained classifier, frozen, times one factor per class."""
+
+    name: Literal["scaled"] = "scaled"
+
+
+SecondClassifierSettings = Annotated[
+    LinearSettings | CosineSettings | MlpSettings | ScaledSettings, Field(discriminator="name")
+]
+
+
 class ConstantSettings(Settings):
     """One learning rate throughout."""
 
@@ -119,6 +139,7 @@ class StageSettings(Settings):
 
     sampler: "cyclic" is the authors' variant of the one it ends. repeat_threshold: of repeat-factor sampling.
     learning_rate: the peak. momentum, weight_decay, nesterov: of SGD, on all parameters.
+    legacy_bn_drift: let the batch-norm statistics of frozen parts follow the data, as both papers' code does.
     """
 
     name: str
@@ -133,7 +154,8 @@ class StageSettings(Settings):
     repeat_threshold: PositiveFloat = 0.001
     loss: Literal["cross-entropy"] = "cross-entropy"
     augment: Literal["none", "shift", "crop-flip"]
-    trainable: Literal["all", "classifier"] = "all"
+    trainable: Literal["all", "last-block", "classifier"] = "all"
+    legacy_bn_drift: bool = False
     accumulate: PositiveInt = 1
     drop_last: bool = False
 
@@ -144,11 +166,38 @@ class StageSettings(Settings):
         return self
 
 
+class SecondStageSettings(Settings):
+    """One stage more, on a copy of the trained model with another classifier in place of the trained one.
+
+    on: augmented images, as Kang et al. 2020 have it, or the stored features of the training images (sampler,
+    augment and trainable are then given: class-aware, none, the classifier).
+    """
+
+    classifier: SecondClassifierSettings
+    stage: StageSettings
+    on: Literal["images", "features"] = "images"
+
+
 class TdeSettings(Settings):
     """alpha: of Eq. 8; null is what the protocol says: chosen on val under clean, `fixed_alpha` otherwise."""
 
     alpha: float | Literal["auto"] | None = None
     fixed_alpha: float
+
+
+class TauNormSettings(Settings):
+    """power: a number; "auto", chosen on val; "train", on re-balanced train; "learned", by least class-balanced loss.
+
+    null is "auto", and "train" under protocol paper, which has no val.
+    """
+
+    power: Annotated[float, Field(ge=-10, le=10)] | Literal["auto", "train", "learned"] | None = None
+
+
+class NcmSettings(Settings):
+    """distance: of `ncm`; see `tailwise.adjust.fit_ncm`. "l2" ranks classes as "cosine" does."""
+
+    distance: Literal["cosine", "l2", "centered"] = "cosine"
 
 
 class Published(Settings):
@@ -160,8 +209,10 @@ class Published(Settings):
 
 
 class Recipe(Settings):
-    """A named, complete experiment. `data/method` is its name.
+    """A named, complete experiment. `data/title` is its name.
 
+    stages: what trains the model. methods: the rows it reports, the trained classifier's own first. second: the
+    stages that follow for those of them that train once more. metric: what strengths and epochs are chosen by.
     seeds: how many runs it takes by default. threads: of the CPU; null is torch's own choice.
     """
 
@@ -170,24 +221,36 @@ class Recipe(Settings):
     backbone: BackboneSettings
     classifier: ClassifierSettings
     stages: tuple[StageSettings, ...]
+    methods: tuple[str, ...]
+    second: dict[str, SecondStageSettings] = {}
     tde: TdeSettings
+    tau_norm: TauNormSettings = TauNormSettings()
+    ncm: NcmSettings = NcmSettings()
+    metric: MetricName = "mean-per-class"
+    allow_unseen: bool = False
     protocol: Protocol = "clean"
     seeds: PositiveInt = 3
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     published: tuple[Published, ...] = ()
 
     @model_validator(mode="after")
-    def _name_says_the_classifier(self) -> "Recipe":
-        method = self.name.split("/")[1]
-        if method not in METHODS:
-            raise ValueError(f"name: expected data/method with a method of {', '.join(METHODS)}, got {self.name}")
-        if METHODS[method].classifier != self.classifier.name:
+    def _methods_fit_the_classifier(self) -> "Recipe":
+        unknown = [method for method in (*self.methods, *self.second) if method not in METHODS]
+        if unknown or not self.methods:
+            raise ValueError(f"methods: expected ids of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
+        own = METHODS[self.methods[0]]
+        if own.adjust or self.classifier.name not in own.classifiers:
             raise ValueError(
-                f"classifier.name: recipe {self.name} trains a {METHODS[method].classifier} classifier, "
+                f"classifier.name: recipe {self.name} trains a {own.classifiers[0]} classifier, "
                 f"got {self.classifier.name}; train another recipe"
             )
+        for method in self.methods[1:]:
+            if not METHODS[method].adjust or self.classifier.name not in METHODS[method].classifiers:
+                raise ValueError(f"methods: '{method}' does not start from a {self.classifier.name} classifier")
+            if METHODS[method].adjust == "second-stage" and method not in self.second:
+                raise ValueError(f"second: expected the stage of method '{method}', got none")
         return self
 
     @property
-    def method(self) -> str:
+    def title(self) -> str:
         return self.name.split("/")[1]

@@ -8,6 +8,7 @@ from typing import Any
 from tailwise.counts import ClassCounts
 
 GROUPS = ("many", "medium", "few", "all")
+STRENGTHS = {"alpha", "norm_power"}
 Result = dict[str, Any]
 
 
@@ -26,25 +27,34 @@ def mean_and_std(values: Sequence[float | None]) -> dict[str, float | None] | No
 
 
 def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """One row per method over the seeds of one run: accuracies in percent, and what TDE was set to.
+    """One row per method over the seeds of one run: accuracies in percent, and how strong an adjustment was.
 
     Args:
         results: one record per seed, each with the same "rows".
 
     Returns:
-        {"method", "many", "medium", "few", "all"}, each accuracy {"mean", "std"} or None for an empty group; with
-        TDE also "alpha" (one value per seed, where from) and "head_cosine" by group.
+        {"recipe", "method", "many", "medium", "few", "all"}, each accuracy {"mean", "std"} or None for an empty group;
+        "alpha" or "norm_power" (one value per seed, where from) where there is one, with alpha "head_cosine" by group;
+        "second_stage" where there was one, with what it was trained on.
     """
     summary = []
     for method in results[0]["rows"]:
         rows = [result["rows"][method] for result in results]
-        row: dict[str, Any] = {"method": method}
+        row: dict[str, Any] = {"recipe": results[0]["recipe"]["name"], "method": method}
         row.update({group: mean_and_std([r[group] for r in rows]) for group in GROUPS})
-        if "alpha" in rows[0]:
-            row["alpha"] = {"values": [r["alpha"]["value"] for r in rows], "from": rows[0]["alpha"]["from"]}
+        for strength in STRENGTHS & rows[0].keys():
+            row[strength] = _over_seeds([r[strength] for r in rows])
+        if "second_stage" in rows[0]:
+            row["second_stage"] = {"on": rows[0]["second_stage"]["on"]}
+        if "head_cosine" in rows[0]:
             row["head_cosine"] = {g: mean_and_std([r["head_cosine"][g] for r in rows]) for g in GROUPS[:3]}
         summary.append(row)
     return summary
+
+
+def _over_seeds(strengths: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    first = {key: value for key, value in strengths[0].items() if key != "value"}
+    return {"values": [strength["value"] for strength in strengths], **first}
 
 
 def combined(name: str, runs: dict[str, list[Result]]) -> dict[str, Any]:
@@ -89,6 +99,35 @@ def compared(runs: dict[str, list[Result]]) -> dict[str, Any]:
         "rows": rows,
         "runs": list(runs),
     }
+
+
+def swept(name: str, results: Sequence[Result], curves: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One record of a strength's curve over the seeds of a run.
+
+    Args:
+        name: of the recipe.
+        results: one record per seed.
+        curves: of each seed: {"values", "val" and "test" (accuracies by group, one per value), "chosen"}.
+
+    Returns:
+        The curve with {"mean", "std"} (or None) in place of each accuracy.
+    """
+    first = curves[0]
+    record = {
+        "name": name,
+        "protocol": results[0]["protocol"],
+        "seeds": [result["seed"] for result in results],
+        "group_sizes": _group_sizes(results[0]),
+        **{key: first[key] for key in ("method", "strength", "metric", "values")},
+    }
+    for split in ("val", "test"):
+        if split in first:
+            record[split] = {
+                group: [mean_and_std(at) for at in zip(*(curve[split][group] for curve in curves), strict=True)]
+                for group in first[split]
+            }
+    record["chosen"] = _over_seeds([curve["chosen"] for curve in curves]) if "chosen" in first else None
+    return record
 
 
 def _group_sizes(result: Result) -> dict[str, int]:

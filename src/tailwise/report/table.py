@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tailwise.report.summary import GROUPS
+from tailwise.report.summary import GROUPS, STRENGTHS
 
 
 def figure(value: dict[str, float | None] | None, sign: str = "") -> str:
@@ -27,6 +27,7 @@ def print_record(console: Console, record: dict[str, Any], lines: Sequence[str] 
     """The table of a record of `report.summary`: accuracy in percent, best "all" in bold, notes and lines below."""
     rows, sizes = record["rows"], record["group_sizes"]
     side_by_side = any("run" in row for row in rows)
+    by_recipe = not side_by_side and len({row["method"] for row in rows}) < len(rows)
     seeds = record["seeds"]
     over = f"mean ± std over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"single run, seed {seeds[0]}"
     title = f"{record['name']}: accuracy in %, {over}"
@@ -34,6 +35,8 @@ def print_record(console: Console, record: dict[str, Any], lines: Sequence[str] 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     if side_by_side:
         table.add_column("run", justify="right", min_width=3)
+    if by_recipe:
+        table.add_column("recipe", no_wrap=True)
     table.add_column("method", no_wrap=True)
     for group in GROUPS:
         table.add_column(f"{group} ({sizes[group]})" if sizes else group, justify="right", no_wrap=True)
@@ -42,6 +45,8 @@ def print_record(console: Console, record: dict[str, Any], lines: Sequence[str] 
     best = max((row["all"]["mean"] for row in rows if row["all"]), default=None)
     for row in rows:
         cells = [row["method"], *(figure(row[group]) for group in GROUPS)]
+        if by_recipe:
+            cells = [row["recipe"].split("/")[1], *cells]
         if side_by_side:
             cells = [str(record["runs"].index(row["run"]) + 1), *cells, figure(row["difference"], "+")]
         table.add_row(*cells, style="bold" if row["all"] and row["all"]["mean"] == best else None)
@@ -51,40 +56,82 @@ def print_record(console: Console, record: dict[str, Any], lines: Sequence[str] 
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def print_sweep(console: Console, record: dict[str, Any]) -> None:
+    """The curve of a strength: mean accuracy in percent by group, on val and on test, and what was chosen."""
+    strength, values, seeds = record["strength"].replace("_", " "), record["values"], record["seeds"]
+    over = f"mean over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"single run, seed {seeds[0]}"
+    console.print(
+        f"{record['name']}, {record['method']}: accuracy in % by {strength}, {over}; protocol {record['protocol']}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    splits = [split for split in ("val", "test") if split in record]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in (strength, *(f"{split} {group}" for split in splits for group in GROUPS), "chosen"):
+        table.add_column(column, justify="right")
+    chosen = record["chosen"]
+    for number, value in enumerate(values):
+        means = [record[split][group][number] for split in splits for group in GROUPS]
+        times = chosen["values"].count(value) if chosen else 0
+        mark = "" if not times else f"x {times}" if len(seeds) > 1 else "*"
+        cells = [f"{value:g}", *("-" if mean is None else f"{mean['mean']:.1f}" for mean in means), mark]
+        table.add_row(*cells, style="bold" if times else None)
+    console.print(table)
+    lines = [f"{strength} {_chosen(chosen)}" if chosen else f"no val: no {strength} was chosen"]
+    lines += [f"wrote {path}" for path in record["wrote"]]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def print_recipes(console: Console, recipes: Sequence[dict[str, Any]], suites: Mapping[str, Sequence[str]]) -> None:
-    """Every recipe below the suite it belongs to, with the rows it reports and the paper's numbers."""
-    for data in suites:
+    """Every recipe below the data it belongs to, with the rows it reports and the paper's numbers; then the suites."""
+    for data in dict.fromkeys(recipe["data"]["name"] for recipe in recipes):
         members = [recipe for recipe in recipes if recipe["data"]["name"] == data]
         first = members[0]
         epochs = " + ".join(str(stage["epochs"]) for stage in first["stages"])
-        trained = ", ".join(member.split("/")[1] for member in suites[data])
         console.print(
             f"{data}: ratio {first['data']['imbalance_ratio']:g}, {first['backbone']['name']}, {epochs} epochs, "
-            f"{first['seeds']} seeds; the suite trains {trained}",
+            f"{first['seeds']} seeds",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("recipe", "classifier", "published, all"):
+        for column in ("recipe", "rows", "published, all"):
             table.add_column(column, overflow="fold")
         for recipe in members:
             numbers = ", ".join(f"{p['method']} {p['all']:.1f}" for p in recipe["published"])
             sources = ", ".join(dict.fromkeys(p["source"] for p in recipe["published"]))
             published = f"{numbers} ({sources})" if numbers else "-"
-            table.add_row(recipe["name"], recipe["classifier"]["name"], escape(published))
+            table.add_row(recipe["name"], ", ".join(recipe["methods"]), escape(published))
         console.print(table)
+        for suite, names in suites.items():
+            if suite.split("/")[0] == data:
+                trained = ", ".join(name.split("/")[1] for name in names)
+                console.print(f"suite {suite}: {trained}", highlight=False, markup=False, soft_wrap=True)
+        console.print()
 
 
 def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What the TDE figures rest on: each alpha and where it came from, and how features lean to the head direction."""
+    """What the figures rest on: each strength and where it came from, how features lean to the head direction."""
     notes = []
     for row in rows:
-        if "alpha" not in row:
-            continue
-        values = row["alpha"]["values"]
-        shown = f"{values[0]:g}" if len(set(values)) == 1 else ", ".join(f"{value:g}" for value in values)
-        lean = " / ".join("-" if c is None else f"{c['mean']:.2f}" for c in row["head_cosine"].values())
-        origin = {"val": "chosen on val", "test": "chosen on test", "given": "given"}[row["alpha"]["from"]]
-        notes.append(f"{row['method']}: alpha {shown} ({origin}); cos to the head direction many / medium / few {lean}")
+        for strength in sorted(STRENGTHS & row.keys()):
+            note = f"{row['method']}: {strength.replace('_', ' ')} {_chosen(row[strength])}"
+            if "head_cosine" in row:
+                lean = " / ".join("-" if c is None else f"{c['mean']:.2f}" for c in row["head_cosine"].values())
+                note += f"; cos to the head direction many / medium / few {lean}"
+            notes.append(note)
+        if row.get("second_stage", {}).get("on") == "features":
+            notes.append(f"{row['method']}: second stage on stored features, not on augmented images")
     return notes
+
+
+def _chosen(strength: dict[str, Any]) -> str:
+    """ "0.7, 0.9 (chosen on val by mean-per-class)"."""
+    values, origin = strength["values"], strength["from"]
+    shown = f"{values[0]:.4g}" if len(set(values)) == 1 else ", ".join(f"{value:.4g}" for value in values)
+    how = {"given": "given", "learned": "learned on train", "train": "chosen on re-balanced train"}
+    by = f" by {strength['by']}" if strength.get("by", "mean-per-class") != "mean-per-class" else ""
+    return f"{shown} ({how.get(origin, f'chosen on {origin}')}{by})"

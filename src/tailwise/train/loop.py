@@ -65,7 +65,7 @@ def fit(
         InputError: an unknown module name in `trainable`, an epoch without a batch, or a loss that is not finite.
     """
     for stage in stages:
-        with only_trainable(model, stage.trainable) as set_train_mode:
+        with only_trainable(model, stage.trainable, bn_drift=stage.legacy_bn_drift) as set_train_mode:
             optimizer = stage.optimizer([p for p in model.parameters() if p.requires_grad])
             for epoch in range(1, stage.epochs + 1):
                 set_train_mode()
@@ -110,10 +110,13 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, stage: Stage, imag
 
 
 @contextmanager
-def only_trainable(model: nn.Module, trainable: Iterable[str]) -> Iterator[Callable[[], None]]:
+def only_trainable(
+    model: nn.Module, trainable: Iterable[str], *, bn_drift: bool = False
+) -> Iterator[Callable[[], None]]:
     """Freeze what lies in none of the named modules: parameters take no gradient, modules stay in eval mode.
 
-    Gives a function that puts the rest in train mode. On leaving, every parameter is as trainable as before.
+    Gives a function that puts the rest in train mode, or everything with `bn_drift`. On leaving, every parameter is as
+    trainable as before.
 
     Raises:
         InputError: a name that is no module of `model`.
@@ -126,7 +129,7 @@ def only_trainable(model: nn.Module, trainable: Iterable[str]) -> Iterator[Calla
 
     def set_train_mode() -> None:
         for name, module in model.named_modules():
-            module.training = inside(name)
+            module.training = bn_drift or inside(name)
 
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     for name, parameter in model.named_parameters():

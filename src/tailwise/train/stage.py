@@ -35,6 +35,8 @@ class Stage:
     learning_rate: epochs done, a fraction within an epoch -> learning rate; see `train.schedules`.
     trainable: module names; what lies in none of them is frozen, parameters and batch-norm statistics alike.
         ("",) is everything, ("classifier",) the classifier alone.
+    legacy_bn_drift: keep frozen modules in train mode, so that their batch-norm statistics follow the stage's data
+        although no parameter moves. Both papers' code does this; it is no part of either method.
     accumulate: micro-batches per optimiser step; they share `batch_size`.
     drop_last: whether a last, smaller batch is left out.
     on_learning_rate: told each step's learning rate before its forward (the momentum of the feature average may
@@ -49,6 +51,7 @@ class Stage:
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     learning_rate: Callable[[float], float]
     trainable: tuple[str, ...] = ("",)
+    legacy_bn_drift: bool = False
     accumulate: int = 1
     drop_last: bool = False
     on_learning_rate: Callable[[float], None] = _ignore

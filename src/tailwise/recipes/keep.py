@@ -1,0 +1,59 @@
+"""Which epoch's weights a protocol keeps."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from tailwise.data import LongTailedData
+from tailwise.evaluate import Store, metric
+from tailwise.recipes.schema import Recipe
+from tailwise.recipes.stores import predict_split
+from tailwise.recognizer import Recognizer
+
+
+class BestOnVal:
+    """The weights that the protocol keeps: best on val (the later of equals), or the last ones without val.
+
+    score: (model, its store of val) -> number, higher is better; by default the recipe's metric of the model's own
+    logits, under protocol legacy top-1.
+    """
+
+    def __init__(
+        self,
+        model: Recognizer,
+        data: LongTailedData,
+        recipe: Recipe,
+        score: Callable[[Recognizer, Store], float] | None = None,
+    ) -> None:
+        self.model, self.data = model, data
+        self.score = score or own_score(recipe, data)
+        self.epoch, self.best_epoch, self.best = 0, 0, -1.0
+        self.state: dict[str, Tensor] = {}
+
+    def consider(self) -> float | None:
+        """The score after one more epoch, None without val."""
+        self.epoch += 1
+        if self.data.val is None:
+            return None
+        score = self.score(self.model, predict_split(self.model, self.data, "val", ""))
+        if score >= self.best:
+            self.best, self.best_epoch = score, self.epoch
+            self.state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        return score
+
+    def restore(self) -> int:
+        """Put the kept weights back; returns their epoch."""
+        if self.data.val is None:
+            return self.epoch
+        self.model.load_state_dict(self.state)
+        return self.best_epoch
+
+
+def own_score(recipe: Recipe, data: LongTailedData) -> Callable[[Recognizer, Store], float]:
+    """What the model's own logits are judged by: the recipe's metric, or top-1 under protocol legacy."""
+    name = "all" if recipe.protocol == "legacy" else recipe.metric
+
+    def score(_: Recognizer, store: Store) -> float:
+        return metric(name, store.labels, data.published_counts)(store.logits.argmax(axis=1))
+
+    return score

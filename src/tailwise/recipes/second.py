@@ -1,0 +1,210 @@
+"""Second stages: from a copy of the trained model, one stage more; and the adjusted models a run folder keeps."""
+
+import copy
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tailwise import checks
+from tailwise.adjust import fold_linear, fold_tde, mask_unseen, relearn
+from tailwise.classifiers import (
+    CosineClassifier,
+    FoldedClassifier,
+    LinearClassifier,
+    MlpClassifier,
+    ScaledClassifier,
+)
+from tailwise.counts import ClassCounts
+from tailwise.data import LongTailedData
+from tailwise.recipes.adjusters import features_of, labels_of
+from tailwise.recipes.build import build_load, build_second_classifier, build_stages, cpu_threads
+from tailwise.recipes.keep import BestOnVal
+from tailwise.recipes.schema import Recipe, SecondStageSettings
+from tailwise.recipes.stores import Stores
+from tailwise.recognizer import Recognizer
+from tailwise.seeds import mixed_seed
+from tailwise.train import EpochEnd, fit, load_checkpoint, load_state, save_checkpoint
+
+OnEpoch = Callable[[EpochEnd, float | None], None]
+
+
+def unwatched(end: EpochEnd, val: float | None) -> None:
+    """Nobody is told how training goes."""
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """What a second stage made. own_features: its backbone is no longer the first stage's."""
+
+    model: Recognizer
+    epoch: int
+    own_features: bool
+
+
+def train_second_stage(
+    recipe: Recipe,
+    method: str,
+    first: Recognizer,
+    stores: Stores,
+    data: Callable[[], LongTailedData],
+    counts: ClassCounts,
+    seed: int,
+    *,
+    on_epoch: OnEpoch,
+) -> SecondStage:
+    """Train the second stage of a method; the first stage's model is left as it was.
+
+    What is drawn and initialised depends on (seed, method) alone, so that it does not matter whether the stage follows
+    at once or years later. Unseen classes are masked in the result.
+
+    Raises:
+        InputError: a first stage of other classes or width, settings that do not fit, training that diverges.
+    """
+    settings = recipe.second[method]
+    own_seed = mixed_seed(seed, zlib.crc32(method.encode()))
+    model = copy.deepcopy(first)
+    with cpu_threads(recipe), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(own_seed)
+        model.classifier = second_classifier(settings, first, counts)
+        if settings.on == "features":
+            _relearn(settings, model.classifier, stores, counts, own_seed)
+            epoch = settings.stage.epochs
+        else:
+            epoch = _on_images(recipe, settings, model, data(), own_seed, on_epoch)
+    model.classifier = folded(model.eval().classifier, counts, allow_unseen=recipe.allow_unseen)
+    return SecondStage(model, epoch, has_own_features(settings))
+
+
+def try_second_stage(recipe: Recipe, method: str, first: Recognizer, data: LongTailedData) -> None:
+    """Build everything a second stage needs, to find what will not do before anything is trained."""
+    settings = recipe.second[method]
+    model = Recognizer(first.backbone, second_classifier(settings, first, data.counts))
+    build_stages([settings.stage], recipe, model, data, seed=0)
+
+
+def second_classifier(settings: SecondStageSettings, first: Recognizer, counts: ClassCounts) -> nn.Module:
+    """The classifier a second stage starts with."""
+    width = first.backbone.num_features
+    assert isinstance(width, int)
+    return build_second_classifier(settings.classifier, first.classifier, width, counts.num_classes)
+
+
+def has_own_features(settings: SecondStageSettings) -> bool:
+    """Whether a second stage changes what the backbone gives."""
+    return settings.on == "images" and (settings.stage.trainable != "classifier" or settings.stage.legacy_bn_drift)
+
+
+def _relearn(
+    settings: SecondStageSettings, classifier: nn.Module, stores: Stores, counts: ClassCounts, seed: int
+) -> None:
+    train, stage = stores.train(), settings.stage
+    relearn(
+        classifier,
+        features_of(train),
+        labels_of(train),
+        counts.num_classes,
+        epochs=stage.epochs,
+        batch_size=stage.batch_size,
+        learning_rate=stage.learning_rate,
+        weight_decay=stage.weight_decay,
+        seed=seed,
+    )
+
+
+def _on_images(
+    recipe: Recipe,
+    settings: SecondStageSettings,
+    model: Recognizer,
+    data: LongTailedData,
+    seed: int,
+    on_epoch: OnEpoch,
+) -> int:
+    stages = build_stages([settings.stage], recipe, model, data, seed)
+    keep = BestOnVal(model, data, recipe)
+    fit(
+        model,
+        stages,
+        build_load([settings.stage], data, seed),
+        on_epoch=lambda end: on_epoch(end, keep.consider()),
+    )
+    return keep.restore()
+
+
+def folded(classifier: nn.Module, counts: ClassCounts, *, allow_unseen: bool) -> nn.Module:
+    """A second stage's classifier with plain tensors only, unseen classes masked; an MLP keeps its layers."""
+    if isinstance(classifier, LinearClassifier | ScaledClassifier):
+        return fold_linear(classifier, counts, allow_unseen=allow_unseen)
+    if isinstance(classifier, CosineClassifier):
+        return fold_tde(classifier, 0.0, counts=counts, allow_unseen=allow_unseen)
+    assert isinstance(classifier, MlpClassifier)
+    bias = classifier.last.bias
+    assert bias is not None
+    bias.data = mask_unseen(bias.data[None], counts, allow_unseen=allow_unseen)[0]
+    return classifier
+
+
+def adjusted_path(folder: Path, method: str) -> Path:
+    """Where the adjusted model of a method is kept, below a seed's folder."""
+    return folder / "adjusted" / f"{method}.safetensors"
+
+
+def save_adjusted(path: Path, model: Recognizer, about: dict[str, Any], *, own_features: bool) -> str:
+    """Write an adjusted classifier, with its backbone where that is its own; returns the digest.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    classifier = model.classifier
+    if isinstance(classifier, FoldedClassifier):
+        kind: dict[str, Any] = {"classifier": "folded", "num_heads": classifier.num_heads, "norm": classifier.norm}
+    else:
+        assert isinstance(classifier, MlpClassifier)
+        num_classes, width = classifier.last.weight.shape
+        sizes = {"in_features": classifier.in_features, "num_classes": num_classes, "hidden_features": width}
+        kind = {"classifier": "mlp", "mlp": {**sizes, "num_layers": len(classifier.hidden) // 2 + 1}}
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise checks.InputError(f"{path.parent}: cannot make the folder ({error.strerror})") from error
+    whole = model.state_dict()
+    state = {name: tensor for name, tensor in whole.items() if own_features or name.startswith("classifier.")}
+    return save_checkpoint(path, state, {**about, **kind, "own_features": own_features})
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An adjusted model read back. about: what was written with it."""
+
+    model: Recognizer
+    digest: str
+    own_features: bool
+    about: dict[str, Any]
+
+
+def load_adjusted(path: Path, first: Recognizer, digest: str) -> Kept:
+    """The adjusted model in a file, on the backbone of the first stage's model where it has none of its own.
+
+    Raises:
+        InputError: no such file, a corrupt one, or one made from another checkpoint than `digest`.
+    """
+    checkpoint = load_checkpoint(path)
+    meta, state = checkpoint.meta, checkpoint.state
+    if meta.get("of") != digest:
+        raise checks.InputError(f"{path}: made from checkpoint {str(meta.get('of'))[:12]}, expected {digest[:12]}")
+    own_features = bool(meta["own_features"])
+    backbone = copy.deepcopy(first.backbone) if own_features else first.backbone
+    if own_features:
+        load_state(backbone, state, prefix="backbone.")
+    classifier: nn.Module
+    if meta["classifier"] == "folded":
+        tensors = {name: state.get(f"classifier.{name}") for name in ("weight", "bias", "center")}
+        classifier = FoldedClassifier(**tensors, num_heads=meta["num_heads"], norm=meta["norm"])  # type: ignore[arg-type]
+    else:
+        classifier = MlpClassifier(**meta["mlp"])
+        load_state(classifier, state, prefix="classifier.")
+    return Kept(Recognizer(backbone, classifier).eval(), checkpoint.digest, own_features, meta)

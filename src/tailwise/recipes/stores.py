@@ -1,0 +1,63 @@
+"""The stores of one checkpoint: read from the run folder, or made from the images when first asked for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tailwise import checks
+from tailwise.data import LongTailedData
+from tailwise.evaluate import Store, predict
+from tailwise.recipes.build import cpu_threads, in_order
+from tailwise.recipes.schema import Recipe
+from tailwise.recognizer import Recognizer
+
+
+class Stores:
+    """What one model says of train, val and test.
+
+    folder: where they are kept. digest: of the model's checkpoint. data: gives the images, asked only when a store is
+    not there.
+    """
+
+    def __init__(
+        self, folder: Path, digest: str, recipe: Recipe, model: Recognizer, data: Callable[[], LongTailedData]
+    ) -> None:
+        self.folder, self.digest, self.recipe, self.model, self.data = folder, digest, recipe, model, data
+        self.read: dict[str, Store] = {}
+
+    def train(self) -> Store:
+        """The training images, unaugmented."""
+        return self._get("train")
+
+    def val(self) -> Store | None:
+        """None under protocol paper; the test images under legacy."""
+        return None if self.recipe.protocol == "paper" else self._get("val")
+
+    def test(self) -> Store:
+        """The test images."""
+        return self._get("test")
+
+    def _get(self, split: str) -> Store:
+        if split not in self.read:
+            self.read[split] = self._load_or_make(split)
+        return self.read[split]
+
+    def _load_or_make(self, split: str) -> Store:
+        try:
+            return Store.load(self.folder / split, self.digest)
+        except checks.InputError as lost:
+            try:
+                data = self.data()
+            except checks.InputError as error:
+                raise checks.InputError(f"{lost}; and without its data it cannot be made again: {error}") from error
+        with cpu_threads(self.recipe):
+            store = predict_split(self.model, data, split, self.digest)
+        store.save(self.folder / split)
+        return store
+
+
+def predict_split(model: Recognizer, data: LongTailedData, split: str, digest: str) -> Store:
+    """Features and logits of a split, unaugmented."""
+    part = getattr(data, split)
+    # under protocol legacy val is test, and what is chosen on it must say so
+    name = "test" if part is data.test else split
+    return predict(model, in_order(data, part), ids=part.ids, checkpoint=digest, split=name)

@@ -1,0 +1,157 @@
+"""One seed's trained model: its stores, its rows, and what is made from it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tailwise import checks
+from tailwise.counts import ClassCounts
+from tailwise.data import LongTailedData
+from tailwise.recipes.adjusters import Alpha, Choice, Power, adjusted, choice_of
+from tailwise.recipes.build import build_data
+from tailwise.recipes.methods import METHODS
+from tailwise.recipes.rows import Row, adjusted_row, own_row
+from tailwise.recipes.schema import Recipe
+from tailwise.recipes.second import (
+    OnEpoch,
+    adjusted_path,
+    load_adjusted,
+    save_adjusted,
+    train_second_stage,
+    unwatched,
+)
+from tailwise.recipes.stores import Stores
+from tailwise.recognizer import Recognizer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asks for in place of the recipe's own; None asks for nothing."""
+
+    alpha: Alpha | None = None
+    power: Power | None = None
+    metric: str | None = None
+
+
+AS_IT_IS = Asked()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A seed's model in eval mode, and its folder.
+
+    recipe: may differ from the one trained by in what comes after. about: the checkpoint's own record. find_data: gives
+    the images, where they are needed.
+    """
+
+    folder: Path
+    recipe: Recipe
+    seed: int
+    model: Recognizer
+    digest: str
+    about: dict[str, Any]
+    find_data: Callable[[], LongTailedData]
+
+    @cached_property
+    def data(self) -> LongTailedData:
+        """The images.
+
+        Raises:
+            InputError: none there, or not those that the model was trained on.
+        """
+        data = self.find_data()
+        if data.subset_hash != self.about["subset_hash"]:
+            raise checks.InputError(
+                f"data: expected the {len(self.about['counts'])} classes and images that {self.folder} was trained on "
+                f"(subset {self.about['subset_hash'][:12]}), got {data.counts.num_classes} classes of subset "
+                f"{data.subset_hash[:12]}"
+            )
+        return data
+
+    @cached_property
+    def stores(self) -> Stores:
+        """Features and logits of this model."""
+        return Stores(self.folder / "stores", self.digest, self.recipe, self.model, lambda: self.data)
+
+    @cached_property
+    def counts(self) -> ClassCounts:
+        """Images per class that the model was trained on."""
+        return ClassCounts(tuple(self.about["counts"]))
+
+    @cached_property
+    def published(self) -> ClassCounts:
+        """Images per class of the published training set, which groups go by."""
+        return ClassCounts(tuple(self.about["published_counts"]))
+
+    def choice(self, asked: Asked) -> Choice:
+        """How strong, chosen by what: as asked, else as the recipe and its protocol say."""
+        return choice_of(
+            self.recipe, self.counts, self.published, alpha=asked.alpha, power=asked.power, metric=asked.metric
+        )
+
+    def row(self, method: str, asked: Asked = AS_IT_IS) -> Row:
+        """The row of a method that needs no training: own logits, stored features, or a second stage kept on disk.
+
+        Raises:
+            InputError: a second stage that was not trained; what the method needs is not there.
+        """
+        adjust = METHODS[method].adjust
+        if adjust is None:
+            return own_row(self.stores.test(), self.published)
+        if adjust == "second-stage":
+            return self._kept_row(method)
+        made = adjusted(method, self.model.classifier, self.stores, self.choice(asked))
+        return {**adjusted_row(made.classifier, self.stores.test(), self.published), **made.notes}
+
+    def has(self, method: str) -> bool:
+        """Whether an adjusted model of this method is kept."""
+        return adjusted_path(self.folder, method).is_file()
+
+    def adjust(self, method: str, asked: Asked = AS_IT_IS, on_epoch: OnEpoch = unwatched) -> tuple[Row, Path]:
+        """Make the adjusted model of a method, keep it beside the checkpoint; its row, and the file.
+
+        Raises:
+            InputError: no images or stores to make it from, settings that do not fit, a file that cannot be written.
+        """
+        path = adjusted_path(self.folder, method)
+        about: dict[str, Any] = {"method": method, "of": self.digest, "seed": self.seed}
+        if METHODS[method].adjust == "second-stage":
+            made = train_second_stage(
+                self.recipe,
+                method,
+                self.model,
+                self.stores,
+                lambda: self.data,
+                self.counts,
+                self.seed,
+                on_epoch=on_epoch,
+            )
+            settings = self.recipe.second[method].model_dump(mode="json")
+            about |= {"second": settings, "epoch": made.epoch, "allow_unseen": self.recipe.allow_unseen}
+            save_adjusted(path, made.model, about, own_features=made.own_features)
+            return self._kept_row(method), path
+        done = adjusted(method, self.model.classifier, self.stores, self.choice(asked))
+        row = {**adjusted_row(done.classifier, self.stores.test(), self.published), **done.notes}
+        model = Recognizer(self.model.backbone, done.classifier)
+        save_adjusted(path, model, {**about, "notes": done.notes}, own_features=False)
+        return row, path
+
+    def _kept_row(self, method: str) -> Row:
+        path = adjusted_path(self.folder, method)
+        if not path.is_file():
+            raise checks.InputError(f"method: no '{method}' was trained in {self.folder}; run `tailwise adjust` first")
+        kept = load_adjusted(path, self.model, self.digest)
+        stores = self.stores
+        if kept.own_features:
+            folder = self.folder / "stores" / method
+            stores = Stores(folder, kept.digest, self.recipe, kept.model, lambda: self.data)
+        row = adjusted_row(kept.model.classifier, stores.test(), self.published)
+        second = kept.about["second"]
+        return {**row, "second_stage": {"epoch": kept.about["epoch"], "on": second["on"]}}
+
+
+def trained_data(recipe: Recipe, seed: int, data_dir: Path | None) -> Callable[[], LongTailedData]:
+    """What finds a trained model's images when they are needed."""
+    return lambda: build_data(recipe, seed, data_dir)
