@@ -1,6 +1,7 @@
 """The command `tailwise`: verbs only. What they do is in `recipes`, how it looks in `report`."""
 
 import json as jsonlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -92,7 +93,7 @@ def train(
         json,
         lines=[
             f"wrote {folder}: checkpoints, features and results, {len(trained)} recipes x {len(numbers)} seeds",
-            f"next: tailwise evaluate {trained[-1].path} --alpha 1",
+            f"next: tailwise sweep {trained[-1].path}",
         ],
     )
 
@@ -189,11 +190,12 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Accuracy by group at every alpha (Tang et al., Fig. 4) or norm power (Kang et al., Fig. 2); stores the curve."""
-    from tailwise.recipes.methods import checked_adjuster
+    from tailwise.recipes.methods import checked_adjuster, sweepable
     from tailwise.recipes.runs import open_run
 
     opened = open_run(run)
-    chosen = checked_adjuster(opened.recipe.classifier.name, method)
+    kind = opened.recipe.classifier.name
+    chosen = checked_adjuster(kind, method or sweepable(kind))
 
     from tailwise.recipes import measure
     from tailwise.recipes.trained import Asked
@@ -240,6 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(" ".join(str(error).split()))
     except checks.InputError as error:
         _fail(str(error))
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except KeyboardInterrupt:
         print("tailwise: interrupted", file=sys.stderr)
         sys.exit(130)

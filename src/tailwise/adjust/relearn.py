@@ -4,7 +4,8 @@ The paper trains second stages on augmented images, which `tailwise.recipes` doe
 images, computed once, take their place: the same loop, sampler and settings, in minutes on a CPU.
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -24,6 +25,7 @@ from tailwise.seeds import mixed_seed
 from tailwise.shapes import Float, Int
 from tailwise.train import Stage, cosine, fit
 
+SPREAD = 0.5  # of each feature about its mean, as in a ResNet: cRT's steps are taken on features brought to it
 Classifier = TypeVar("Classifier", bound=nn.Module)
 
 
@@ -34,7 +36,7 @@ def relearn(
     num_classes: int,
     *,
     epochs: int = 10,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     learning_rate: float = 0.2,
     weight_decay: float = 5e-4,
     seed: int = 0,
@@ -49,7 +51,9 @@ def relearn(
         features: of the training images, [N, D].
         labels: their classes, [N].
         num_classes: C.
-        epochs, batch_size, learning_rate, weight_decay: of the stage; an epoch draws N features.
+        epochs, learning_rate, weight_decay: of the stage; an epoch draws N features.
+        batch_size: of each step; None is N / 100, but 32 at least and the paper's 512 at most, since a handful of steps
+            an epoch would not do.
         seed: of the draws.
 
     Raises:
@@ -60,20 +64,8 @@ def relearn(
     True
     """
     check_samples(features, labels, num_classes)
-    checks.number("weight_decay", weight_decay, at_least=0)
-    counts = ClassCounts.of_labels(labels.cpu().numpy(), num_classes)
-    members = Members.of(labels.cpu().numpy(), counts)
-    stage = Stage(
-        name="relearn",
-        epochs=epochs,
-        batch_size=batch_size,
-        sampler=EpochSampler(partial(class_aware_draw, members, seed), batch_size=batch_size),
-        loss=F.cross_entropy,
-        optimizer=partial(_sgd, weight_decay=weight_decay),
-        learning_rate=cosine(learning_rate, epochs),
-    )
-    fit(classifier, [stage], lambda stage, epoch: _Batches(features, labels, stage.sampler.indices(epoch), batch_size))
-    return classifier.eval()
+    settings = Settings(epochs, batch_size, learning_rate, weight_decay, seed)
+    return _train(classifier, features, labels, num_classes, settings, lambda batch: batch)
 
 
 def fit_crt(
@@ -82,7 +74,7 @@ def fit_crt(
     num_classes: int,
     *,
     epochs: int = 10,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     learning_rate: float = 0.2,
     weight_decay: float = 5e-4,
     seed: int = 0,
@@ -92,27 +84,32 @@ def fit_crt(
 
     Kang et al. 2020, cRT, with stored features in place of augmented images. Arguments and errors as in `relearn`.
 
+    The steps are taken on (x - mean) * s, where s brings the mean standard deviation of the D features to that of a
+    ResNet's, 0.5, and are folded back into W and b: the learning rate then suits features of any origin and scale, and
+    the mean, which all samples share, does not slow it down.
+
     Args:
         allow_unseen: let a class without a training image be predicted.
 
+    Limit case: the scale and the origin of the features change nothing.
+
     >>> x, y = torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)
-    >>> fit_crt(x, y, 3, epochs=20, batch_size=4)(x).argmax(dim=1).equal(y)
+    >>> fit_crt(x, y, 3)(x).argmax(dim=1).equal(y)
     True
     """
+    check_samples(features, labels, num_classes)
+    center = features.double().mean(dim=0).to(features.dtype)
+    squares = sum(float(((part - center).double() ** 2).sum()) for part in torch.split(features, 4096))
+    scale = SPREAD / math.sqrt(squares / features.numel()) if squares else 1.0
     with torch.random.fork_rng(devices=[]):  # the first weights depend on `seed` alone
         torch.manual_seed(mixed_seed(seed))
         linear = LinearClassifier(features.shape[1], num_classes).to(features.device)
-    relearn(
-        linear,
-        features,
-        labels,
-        num_classes,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        seed=seed,
-    )
+    settings = Settings(epochs, batch_size, learning_rate, weight_decay, seed)
+    _train(linear, features, labels, num_classes, settings, lambda batch: (batch - center) * scale)
+    with torch.no_grad():
+        assert linear.bias is not None
+        linear.weight.mul_(scale)
+        linear.bias.sub_(linear.weight @ center)
     return fold_linear(linear, ClassCounts.of_labels(labels.cpu().numpy(), num_classes), allow_unseen=allow_unseen)
 
 
@@ -122,7 +119,7 @@ def fit_lws(
     classifier: LinearClassifier,
     *,
     epochs: int = 5,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     learning_rate: float = 0.2,
     weight_decay: float = 5e-4,
     seed: int = 0,
@@ -178,20 +175,55 @@ def fold_linear(
 
 
 @dataclass(frozen=True)
+class Settings:
+    """Of a second stage; the terms are those of `relearn`."""
+
+    epochs: int
+    batch_size: int | None
+    learning_rate: float
+    weight_decay: float
+    seed: int
+
+
+def _train(
+    classifier: Classifier,
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    settings: Settings,
+    prepare: Callable[[Tensor], Tensor],
+) -> Classifier:
+    checks.number("weight_decay", settings.weight_decay, at_least=0)
+    batch_size = settings.batch_size or min(512, max(32, len(labels) // 100))
+    members = Members.of(labels.cpu().numpy(), ClassCounts.of_labels(labels.cpu().numpy(), num_classes))
+    stage = Stage(
+        name="relearn",
+        epochs=settings.epochs,
+        batch_size=batch_size,
+        sampler=EpochSampler(partial(class_aware_draw, members, settings.seed), batch_size=batch_size),
+        loss=F.cross_entropy,
+        optimizer=partial(_sgd, weight_decay=settings.weight_decay),
+        learning_rate=cosine(settings.learning_rate, settings.epochs),
+    )
+    fit(classifier, [stage], lambda stage, epoch: _Batches(features, labels, stage, epoch, prepare))
+    return classifier.eval()
+
+
 class _Batches:
     """The (features, labels) batches of one epoch."""
 
-    features: Tensor
-    labels: Tensor
-    indices: Tensor
-    batch_size: int
+    def __init__(
+        self, features: Tensor, labels: Tensor, stage: Stage, epoch: int, prepare: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.features, self.labels, self.prepare = features, labels, prepare
+        self.batches = torch.split(stage.sampler.indices(epoch).to(labels.device), stage.batch_size)
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in torch.split(self.indices.to(self.labels.device), self.batch_size):
-            yield self.features[batch], self.labels[batch]
+        for batch in self.batches:
+            yield self.prepare(self.features[batch]), self.labels[batch]
 
 
 def _sgd(parameters: Iterable[nn.Parameter], weight_decay: float) -> Optimizer:

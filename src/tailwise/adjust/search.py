@@ -12,7 +12,9 @@ from tailwise import checks
 
 ALPHAS: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(51))  # 0.0 .. 5.0, as Tang et al.'s Fig. 4
 NORM_POWERS: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(21))  # 0.0 .. 2.0, as Kang et al.'s code
-ROWS = 128  # a block of logits that stays in the cache while every value is tried on it
+# A block of logits stays in the cache while every value is tried on it, and is too small for torch to split over
+# threads, which would wait for one another at each of thousands of small steps.
+BLOCK = 32_000
 
 Score = Callable[[NDArray[np.int64]], float]
 
@@ -123,8 +125,9 @@ def _predictions(
     for value in values:
         checks.number(name, value)
     predicted = torch.empty(len(values), len(like), dtype=torch.int64, device=like.device)
-    for start in range(0, len(like), ROWS):
-        rows = slice(start, min(start + ROWS, len(like)))
+    size = max(1, BLOCK // like.shape[1])
+    for start in range(0, len(like), size):
+        rows = slice(start, min(start + size, len(like)))
         block = torch.empty_like(like[rows])
         for number, value in enumerate(values):
             torch.argmax(logits(rows, value, block), dim=1, out=predicted[number, rows])

@@ -105,7 +105,8 @@ def learn_norm_power(
 
     Class-balanced sampling draws every class equally often; its expected loss is the mean over classes of each
     class's mean loss, and that is minimised here, by golden-section search between the neighbours of the best of 21
-    equal steps. No sampling, no learning rate.
+    equal steps. No sampling, no learning rate. Norms are taken relative to their geometric mean: a power then only
+    re-balances the classes and is no temperature for all of them, which would win wherever train is fitted well.
 
     Args:
         components: of `tau_norm_components` on the training features.
@@ -116,7 +117,8 @@ def learn_norm_power(
     Raises:
         InputError: no labels, as many labels as features missing, a label outside 0..C-1, lowest not below highest.
 
-    Limit case: weights of one length make every power a mere temperature; the best of those is returned.
+    Limit cases: the scale of all weights together changes nothing; where all have one length every power is as good,
+    and the lowest is returned.
 
     >>> classifier = tailwise.LinearClassifier(2, 2, bias=False)
     >>> _ = classifier.weight.data.copy_(torch.tensor([[8.0, 0.0], [0.0, 2.0]]))
@@ -130,10 +132,11 @@ def learn_norm_power(
     checks.labels_in_range("labels", labels.cpu().numpy(), z.shape[1])
     checks.number("lowest", lowest, below=highest)
     seen = torch.bincount(labels, minlength=z.shape[1])
+    relative = norms / norms.log().mean().exp()
     share = 1 / (seen[labels].double() * (seen > 0).sum())  # of each sample in the mean over classes
 
     def loss(power: float) -> float:
-        factors = _factors(norms, power)
+        factors = _factors(relative, power)
         blocks = zip(*(torch.split(part, ROWS) for part in (z, labels, share)), strict=True)
         return sum(
             float((F.cross_entropy(part * factors, target, reduction="none").double() * weight).sum())

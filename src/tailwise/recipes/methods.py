@@ -63,6 +63,15 @@ def tde_of(classifier: str) -> str | None:
     return next((name for name in adjusters_of(classifier) if METHODS[name].adjust == "tde"), None)
 
 
+def sweepable(classifier: str) -> str:
+    """The id whose strength can be swept for a trained classifier of this kind.
+
+    >>> sweepable("capsule"), sweepable("linear")
+    ('capsule-tde', 'tau-norm')
+    """
+    return next(name for name in adjusters_of(classifier) if METHODS[name].adjust in ("tde", "tau-norm"))
+
+
 def checked_adjuster(classifier: str, method: str | None) -> str:
     """The method, if it adjusts a trained classifier of this kind; None asks for total direct effect.
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tailwise import checks
-from tailwise.adjust import fold_linear, fold_tde, mask_unseen, relearn
+from tailwise.adjust import fit_crt, fit_lws, fold_linear, fold_tde, mask_unseen, relearn
 from tailwise.classifiers import (
     CosineClassifier,
     FoldedClassifier,
@@ -21,6 +21,7 @@ from tailwise.classifiers import (
 )
 from tailwise.counts import ClassCounts
 from tailwise.data import LongTailedData
+from tailwise.evaluate import Store
 from tailwise.recipes.adjusters import features_of, labels_of
 from tailwise.recipes.build import build_load, build_second_classifier, build_stages, cpu_threads
 from tailwise.recipes.keep import BestOnVal
@@ -72,11 +73,12 @@ def train_second_stage(
         torch.manual_seed(own_seed)
         model.classifier = second_classifier(settings, first, counts)
         if settings.on == "features":
-            _relearn(settings, model.classifier, stores, counts, own_seed)
             epoch = settings.stage.epochs
+            model.classifier = _on_features(recipe, settings, model.classifier, first, stores.train(), own_seed)
         else:
             epoch = _on_images(recipe, settings, model, data(), own_seed, on_epoch)
-    model.classifier = folded(model.eval().classifier, counts, allow_unseen=recipe.allow_unseen)
+            model.classifier = folded(model.classifier, counts, allow_unseen=recipe.allow_unseen)
+    model.eval()
     return SecondStage(model, epoch, has_own_features(settings))
 
 
@@ -99,21 +101,29 @@ def has_own_features(settings: SecondStageSettings) -> bool:
     return settings.on == "images" and (settings.stage.trainable != "classifier" or settings.stage.legacy_bn_drift)
 
 
-def _relearn(
-    settings: SecondStageSettings, classifier: nn.Module, stores: Stores, counts: ClassCounts, seed: int
-) -> None:
-    train, stage = stores.train(), settings.stage
-    relearn(
-        classifier,
-        features_of(train),
-        labels_of(train),
-        counts.num_classes,
-        epochs=stage.epochs,
-        batch_size=stage.batch_size,
-        learning_rate=stage.learning_rate,
-        weight_decay=stage.weight_decay,
-        seed=seed,
-    )
+def _on_features(
+    recipe: Recipe,
+    settings: SecondStageSettings,
+    classifier: nn.Module,
+    first: Recognizer,
+    train: Store,
+    seed: int,
+) -> nn.Module:
+    features, labels, stage = features_of(train), labels_of(train), settings.stage
+    counts = ClassCounts.of_labels(train.labels, train.logits.shape[1])
+    how: dict[str, Any] = {
+        "epochs": stage.epochs,
+        "batch_size": stage.batch_size,
+        "learning_rate": stage.learning_rate,
+        "weight_decay": stage.weight_decay,
+        "seed": seed,
+    }
+    if isinstance(classifier, ScaledClassifier) and isinstance(first.classifier, LinearClassifier):
+        return fit_lws(features, labels, first.classifier, allow_unseen=recipe.allow_unseen, **how)
+    if isinstance(classifier, LinearClassifier) and classifier.bias is not None:
+        return fit_crt(features, labels, counts.num_classes, allow_unseen=recipe.allow_unseen, **how)
+    relearn(classifier, features, labels, counts.num_classes, **how)
+    return folded(classifier, counts, allow_unseen=recipe.allow_unseen)
 
 
 def _on_images(

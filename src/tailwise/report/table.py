@@ -59,6 +59,7 @@ def print_record(console: Console, record: dict[str, Any], lines: Sequence[str] 
 def print_sweep(console: Console, record: dict[str, Any]) -> None:
     """The curve of a strength: mean accuracy in percent by group, on val and on test, and what was chosen."""
     strength, values, seeds = record["strength"].replace("_", " "), record["values"], record["seeds"]
+    column = strength.split()[-1]
     over = f"mean over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"single run, seed {seeds[0]}"
     console.print(
         f"{record['name']}, {record['method']}: accuracy in % by {strength}, {over}; protocol {record['protocol']}",
@@ -68,8 +69,8 @@ def print_sweep(console: Console, record: dict[str, Any]) -> None:
     )
     splits = [split for split in ("val", "test") if split in record]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in (strength, *(f"{split} {group}" for split in splits for group in GROUPS), "chosen"):
-        table.add_column(column, justify="right")
+    for header in (column, *(f"{split} {group}" for split in splits for group in GROUPS), "chosen"):
+        table.add_column(header, justify="right")
     chosen = record["chosen"]
     for number, value in enumerate(values):
         means = [record[split][group][number] for split in splits for group in GROUPS]
@@ -97,14 +98,14 @@ def print_recipes(console: Console, recipes: Sequence[dict[str, Any]], suites: M
             markup=False,
             soft_wrap=True,
         )
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("recipe", "rows", "published, all"):
-            table.add_column(column, overflow="fold")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column(f"{data}/", no_wrap=True)
+        table.add_column("rows, and published accuracy over all classes")
         for recipe in members:
+            rows = ", ".join(recipe["methods"])
             numbers = ", ".join(f"{p['method']} {p['all']:.1f}" for p in recipe["published"])
             sources = ", ".join(dict.fromkeys(p["source"] for p in recipe["published"]))
-            published = f"{numbers} ({sources})" if numbers else "-"
-            table.add_row(recipe["name"], ", ".join(recipe["methods"]), escape(published))
+            table.add_row(recipe["name"].split("/")[1], escape(f"{rows}; {sources}: {numbers}" if numbers else rows))
         console.print(table)
         for suite, names in suites.items():
             if suite.split("/")[0] == data:
