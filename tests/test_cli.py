@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -9,9 +10,13 @@ import numpy as np
 import pytest
 
 from tailwise.cli import main
-from tailwise.recipes.methods import METHODS
+from tailwise.recipes.catalog import RECIPES, SUITES
 
-SHORT = ["stages.0.epochs=3"]
+SHORT = ["stages.0.epochs=3", "second.crt.stage.epochs=1", "second.lws.stage.epochs=1"]
+ROWS = [
+    "linear", "joint", "ncm", "tau-norm", "crt", "lws",
+    "cosine", "cosine-tde", "capsule", "capsule-tde", "de-confound", "tde",
+]  # fmt: skip
 
 
 def run(capsys, *arguments):
@@ -47,7 +52,7 @@ def suite(tmp_path_factory):
 
 def test_json_is_one_object_of_the_documented_form(suite):
     _, printed = suite
-    assert [row["method"] for row in printed["rows"]] == list(METHODS)
+    assert [row["method"] for row in printed["rows"]] == ROWS
     for row in printed["rows"]:
         for group in ("many", "medium", "few", "all"):
             assert set(row[group]) == {"mean", "std"}
@@ -72,10 +77,10 @@ def test_table_shows_every_method_and_what_was_written(capsys, tmp_path):
     assert "many (1)" in out
     assert "few (6)" in out
     shown = re.findall(r"^ *([\w-]+) +\d+\.\d ± \d+\.\d", out, flags=re.M)
-    assert shown == list(METHODS)
+    assert shown == ROWS
     assert f"wrote {tmp_path / 'x'}" in out
-    assert out.count("chosen on val") == 3
-    assert len(err.splitlines()) == 8  # one plain line per run: no terminal here
+    assert out.count("chosen on val") == 4
+    assert len(err.splitlines()) == 10  # one plain line per run: no terminal here
     assert all(len(line) <= 80 for line in out.splitlines() if "±" in line)
 
 
@@ -101,6 +106,95 @@ def test_adjust_writes_a_classifier_per_seed(suite, capsys):
         assert f"wrote {path}" in out
 
 
+def test_adjust_trains_a_second_stage_and_evaluate_shows_it(suite, capsys, tmp_path):
+    folder = tmp_path / "linear"
+    shutil.copytree(suite[0] / "linear", folder)
+    short = "second.lws.stage.epochs=1"
+    code, out, err = run(capsys, "adjust", str(folder), short, "--method", "lws", "--json")
+    assert code == 0
+    assert err == ""
+    rows = json.loads(out)["rows"]
+    assert [row["method"] for row in rows] == ["linear", "lws"]
+    code, out, _ = run(capsys, "evaluate", str(folder), "--json")
+    assert json.loads(out)["rows"] == rows
+    code, out, _ = run(capsys, "evaluate", str(folder), "--power", "0.5", "--json")
+    assert [row["method"] for row in json.loads(out)["rows"]] == ["linear", "lws", "tau-norm"]
+    assert json.loads(out)["rows"][2]["norm_power"] == {"values": [0.5, 0.5], "from": "given"}
+
+
+@pytest.mark.parametrize("words", ["auto", "train", "learned"])
+def test_norm_power_is_chosen_as_asked(suite, capsys, words):
+    code, out, _ = run(
+        capsys, "evaluate", str(suite[0] / "decoupling"), "--method", "tau-norm", "--power", words, "--json"
+    )
+    assert code == 0
+    power = json.loads(out)["rows"][0]["norm_power"]
+    assert power["from"] == {"auto": "val", "train": "train", "learned": "learned"}[words]
+    assert all(0 <= value <= 2 for value in power["values"])
+
+
+def test_sweep_prints_and_stores_the_whole_curve(suite, capsys):
+    folder, printed = suite
+    code, out, _ = run(capsys, "sweep", str(folder / "tde"))
+    assert code == 0
+    rows = re.findall(r"^ +(\d\.?\d?) +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ +", out, flags=re.M)
+    assert [float(value) for value in rows] == [round(0.1 * step, 1) for step in range(51)]
+    assert all(len(line) <= 80 for line in out.splitlines()[1:56])
+    (row,) = [row for row in printed["rows"] if row["method"] == "tde"]
+    for seed in (0, 1):
+        path = folder / f"tde/seed-{seed}/sweeps/tde.json"
+        assert f"wrote {path}" in out
+        curve = json.loads(path.read_text())
+        assert curve["chosen"]["value"] == row["alpha"]["values"][seed]
+        at = curve["values"].index(curve["chosen"]["value"])
+        result = json.loads((folder / f"tde/seed-{seed}/results.json").read_text())["rows"]
+        for group in ("many", "medium", "few", "all"):
+            assert curve["test"][group][at] == result["tde"][group]
+            assert curve["test"][group][0] == result["de-confound"][group]
+        assert max(curve["val"]["metric"]) == curve["val"]["metric"][at]
+
+
+def test_sweep_of_a_linear_run_is_over_norm_powers(suite, capsys):
+    code, out, _ = run(capsys, "sweep", str(suite[0] / "decoupling"), "--highest", "1", "--step", "0.25", "--json")
+    assert code == 0
+    record = json.loads(out)
+    assert (record["method"], record["strength"], record["values"]) == (
+        "tau-norm",
+        "norm_power",
+        [0, 0.25, 0.5, 0.75, 1],
+    )
+    assert len(record["test"]["few"]) == 5
+    assert set(record["test"]["few"][0]) == {"mean", "std"}
+
+
+def test_metric_decides_what_is_chosen(suite, capsys):
+    _, out, _ = run(capsys, "sweep", str(suite[0] / "tde"), "--metric", "few", "--json")
+    few = json.loads(out)
+    for seed, alpha in enumerate(few["chosen"]["values"]):
+        curve = json.loads((suite[0] / f"tde/seed-{seed}/sweeps/tde.json").read_text())
+        assert curve["val"]["few"][curve["values"].index(alpha)] == max(curve["val"]["few"])
+        assert curve["metric"] == "few"
+    _, out, _ = run(capsys, "evaluate", str(suite[0] / "tde"), "--method", "tde", "--metric", "few", "--json")
+    assert json.loads(out)["rows"][0]["alpha"] == {**few["chosen"], "values": few["chosen"]["values"]}
+
+
+def test_a_closed_pipe_is_no_error(suite):
+    command = f"{sys.executable} -m tailwise recipes --json | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
+
+
+def test_rows_of_the_same_name_say_their_recipe(capsys, tmp_path):
+    short = ["stages.0.epochs=1", "second.crt.stage.epochs=1", "second.lws.stage.epochs=1", "--seeds", "1"]
+    code, out, _ = run(capsys, "train", "digits-lt/kang-figure-1", *short, "--out", str(tmp_path / "x"))
+    assert code == 0
+    shown = re.findall(r"^ (decoupling\S*) +([\w-]+) +\d", out, flags=re.M)
+    samplers = ["", "-square-root", "-class-balanced", "-progressive"]
+    rows = ["joint", "ncm", "tau-norm", "crt", "lws"]
+    assert shown == [(f"decoupling{sampler}", row) for sampler in samplers for row in rows]
+
+
 def test_compare_pairs_seeds(suite, capsys):
     folder, _ = suite
     code, out, _ = run(capsys, "compare", str(folder / "linear"), str(folder / "tde"), "--json")
@@ -116,19 +210,19 @@ def test_compare_pairs_seeds(suite, capsys):
     assert rows[2]["difference"]["mean"] == pytest.approx(sum(each) / 2)
     code, whole, _ = run(capsys, "compare", str(folder))
     assert code == 0
-    assert [line.split()[1] for line in whole.splitlines() if "±" in line and "%" not in line] == list(METHODS)
+    assert [line.split()[1] for line in whole.splitlines() if "±" in line and "%" not in line] == ROWS
 
 
 def test_a_single_seed_has_no_spread(capsys, tmp_path):
     code, out, _ = run(
-        capsys, "train", "digits-lt/linear", *SHORT, "--seeds", "1", "--out", str(tmp_path / "x"), "--json"
+        capsys, "train", "digits-lt/linear", SHORT[0], "--seeds", "1", "--out", str(tmp_path / "x"), "--json"
     )
     assert code == 0
     assert json.loads(out)["rows"][0]["all"]["std"] is None
 
 
 def test_an_empty_group_is_null_and_a_dash(capsys, tmp_path):
-    settings = [*SHORT, "data.imbalance_ratio=2", "--seeds", "1"]
+    settings = [SHORT[0], "data.imbalance_ratio=2", "--seeds", "1"]
     code, out, _ = run(capsys, "train", "digits-lt/linear", *settings, "--out", str(tmp_path / "x"), "--json")
     assert code == 0
     assert json.loads(out)["rows"][0]["few"] is None
@@ -139,9 +233,12 @@ def test_an_empty_group_is_null_and_a_dash(capsys, tmp_path):
 def test_recipes_lists_them_all(capsys):
     _, out, _ = run(capsys, "recipes", "--json")
     listed = json.loads(out)
-    assert {recipe["name"] for recipe in listed["recipes"]} == {f"{s}/{m}" for s in listed["suites"] for m in METHODS}
+    assert [recipe["name"] for recipe in listed["recipes"]] == list(RECIPES)
+    assert listed["suites"] == {name: list(members) for name, members in SUITES.items()}
     _, out, _ = run(capsys, "recipes")
-    assert "cifar100-lt/tde" in out
+    shown = re.findall(r"^ ([a-z][\w-]+) +[a-z]", out, flags=re.M)
+    assert shown == [name.split("/")[1] for name in RECIPES]
+    assert all(f"suite {name}: " in out for name in SUITES)
     assert "44.1" in out
 
 
@@ -194,14 +291,31 @@ def test_bad_input_is_one_line_and_2(capsys, tmp_path, monkeypatch, arguments):
 BAD_RUNS = {
     "evaluate linear --method tde": "needs a causal classifier",
     "evaluate linear --method tdee": "did you mean 'tde'",
-    "evaluate linear --alpha 1": "expected a method that takes one, got linear",
+    "evaluate linear --method de-confound": "needs a causal classifier",
+    "evaluate decoupling --method crt-mlp": "no 'crt-mlp' was trained",
+    "evaluate linear --alpha 1": "expected a method that has one, got a run of a linear classifier",
+    "evaluate tde --method ncm --alpha 1": "expected a method that has one, got ncm",
     "evaluate tde --alpha x": "finite number or auto",
     "evaluate tde --alpha nan": "alpha",
-    "evaluate tde --power 1": "power",
+    "evaluate tde --power 1": "expected a method that has one, got a run of a causal classifier",
+    "evaluate decoupling --power lerned": "finite number or auto or train or learned",
+    "evaluate tde --metric fwe": 'Did you mean "few"',
     "evaluate .": "it holds the runs",
-    "adjust linear": "none does for a linear classifier",
-    "adjust tde --method de-confound": "'de-confound' does not",
+    "adjust linear": "expected one of ncm",
+    "adjust tde --method de-confound": "'de-confound' adjusts nothing",
+    "adjust tde --method lws": "'lws' needs a linear classifier, this run trained causal",
     "adjust tde --alpha 1e39": "finite",
+    "adjust decoupling --method tau-norm --power 1e9": "finite",
+    "adjust decoupling --method crt second.crt.stage.epoch=1": "did you mean 'second.crt.stage.epochs'",
+    "adjust decoupling --method crt stages.0.epochs=1": "the run is trained; expected a key below second",
+    "adjust decoupling --method crt second.crt.stage.learning_rate=1e30": "diverged",
+    "adjust decoupling --method crt second.crt.classifier.name=capsule": "second.crt.classifier",
+    "sweep linear --method crt": "with a strength to sweep",
+    "sweep tde --method tau-norm": "needs a linear classifier",
+    "sweep tde --step 0": "step: expected a finite number above 0",
+    "sweep tde --step 1e-9": "at most 10,000 values",
+    "sweep tde --highest -1": "highest",
+    "sweep nowhere": "nothing there",
 }
 
 
@@ -211,7 +325,7 @@ def test_bad_questions_to_a_run(capsys, suite, monkeypatch, arguments):
     before = sorted(path for path in suite[0].rglob("*"))
     code, out, err = run(capsys, *arguments.split())
     assert (code, out) == (2, "")
-    assert len(err.splitlines()) == 1
+    assert len([line for line in err.splitlines() if not line.startswith("digits-lt/decoupling seed")]) == 1
     assert BAD_RUNS[arguments] in err
     assert sorted(path for path in suite[0].rglob("*")) == before
 
@@ -262,7 +376,7 @@ def test_progress_bars_on_a_terminal(tmp_path):
         "tailwise",
         "train",
         "digits-lt/linear",
-        *SHORT,
+        SHORT[0],
         "--seeds",
         "2",
         "--out",

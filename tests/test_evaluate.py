@@ -90,7 +90,7 @@ def test_sweep_ties_and_errors():
     assert sweep_alpha(one, lambda _: 1.0, (0.0, 1.0, 2.0)).chosen == 1.0
     with pytest.raises(InputError, match="alphas"):
         sweep_alpha(one, lambda _: 1.0, ())
-    with pytest.raises(InputError, match="score at alpha 0"):
+    with pytest.raises(InputError, match="score at 0"):
         sweep_alpha(one, lambda _: float("nan"), (0.0,))
 
 

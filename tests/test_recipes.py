@@ -14,8 +14,10 @@ from tailwise.evaluate import Store, mean_per_class_accuracy
 from tailwise.recipes import experiment, measure, runs
 from tailwise.recipes.build import average_momentum, build_data, build_load, build_model, build_stages
 from tailwise.recipes.catalog import RECIPES, SUITES, find
-from tailwise.recipes.methods import METHODS, methods_for, reported
+from tailwise.recipes.methods import METHODS, adjusters_of
 from tailwise.recipes.overrides import override
+from tailwise.recipes.second import adjusted_path
+from tailwise.recipes.trained import Asked
 from tailwise.train import fit, load_checkpoint
 
 
@@ -33,6 +35,10 @@ class OneBatch:
 
 
 SHORT = ("stages.0.epochs=3",)
+
+
+def measured(seed, methods, data_dir=None, **asked):
+    return measure.measure(measure.open_trained(seed, data_dir), methods, Asked(**asked))
 
 
 class Silent:
@@ -71,7 +77,10 @@ def cifar(tmp_path_factory, request):
 
 
 def test_catalog_covers_every_data_and_method():
-    assert set(RECIPES) == {f"{data}/{method}" for data in SUITES for method in METHODS}
+    for data in ("digits-lt", "cifar10-lt", "cifar100-lt"):
+        assert {f"{data}/{method}" for method in METHODS} <= set(RECIPES)
+        everything = [row for member in SUITES[f"{data}/all"] for row in RECIPES[member].methods]
+        assert sorted(everything) == sorted(METHODS)
     assert {member for members in SUITES.values() for member in members} <= set(RECIPES)
 
 
@@ -90,26 +99,21 @@ def test_every_recipe_is_built_and_takes_a_step(name, tmp_path):
     data = build_data(recipe, 0, tmp_path)
     model = build_model(recipe, data.counts.num_classes)
     before = model.classifier.weight.clone()
-    (stage,) = build_stages(recipe, model, data, 0)
-    load = build_load(recipe, data, 0)
+    (stage,) = build_stages(recipe.stages, recipe, model, data, 0)
+    load = build_load(recipe.stages, data, 0)
     fit(model, [replace(stage, epochs=1)], lambda s, e: OneBatch(load(s, e)))
     assert torch.isfinite(model.classifier.weight).all()
     assert not torch.equal(before, model.classifier.weight)
-    assert (data.counts.num_classes, recipe.classifier.name) == (
-        len(model.classifier.weight),
-        METHODS[recipe.method].classifier,
-    )
+    assert len(model.classifier.weight) == data.counts.num_classes
+    assert recipe.methods[-1] == recipe.title or recipe.title.startswith(("decoupling", "fine-tuning"))
 
 
 def test_methods():
-    assert [methods_for(c) for c in ("linear", "cosine", "capsule", "causal")] == [
-        ["linear"],
-        ["cosine", "cosine-tde"],
-        ["capsule", "capsule-tde"],
-        ["de-confound", "tde"],
-    ]
-    assert reported("capsule-tde") == ["capsule", "capsule-tde"]
-    assert reported("capsule") == ["capsule"]
+    assert [adjusters_of(c)[-1] for c in ("cosine", "capsule", "causal")] == ["cosine-tde", "capsule-tde", "tde"]
+    kept_by_all = {"ncm", "ncm-centered", "crt", "crt-stored", "crt-mlp", "crt-cosine"}
+    fine_tuning = {"fine-tune", "fine-tune-slow", "fine-tune-last-block"}
+    assert set(adjusters_of("causal")) == kept_by_all | fine_tuning | {"tde"}
+    assert set(adjusters_of("linear")) == kept_by_all | fine_tuning | {"tau-norm", "lws", "lws-stored"}
 
 
 def test_cifar_recipes_are_the_authors_setting():
@@ -121,7 +125,7 @@ def test_cifar_recipes_are_the_authors_setting():
 
 def test_overrides_reach_where_the_key_exists():
     recipes = override(find("digits-lt"), ["classifier.gamma=0.5", "data.subset_seed=3", 'stages.0.augment="none"'])
-    assert [getattr(recipe.classifier, "gamma", None) for recipe in recipes] == [None, None, None, 0.5]
+    assert [getattr(recipe.classifier, "gamma", None) for recipe in recipes] == [None, None, None, None, 0.5]
     assert all(recipe.data.subset_seed == 3 and recipe.stages[0].augment == "none" for recipe in recipes)
     assert RECIPES["digits-lt/tde"].classifier.gamma == 1 / 32
 
@@ -175,10 +179,10 @@ def test_average_follows_the_learning_rate_when_asked():
     data = build_data(recipe, 0, None)
     model = build_model(recipe, 10)
     seen = []
-    load = build_load(recipe, data, 0)
+    load = build_load(recipe.stages, data, 0)
     fit(
         model,
-        build_stages(recipe, model, data, 0),
+        build_stages(recipe.stages, recipe, model, data, 0),
         load,
         on_epoch=lambda end: seen.append((model.classifier.average.momentum, average_momentum(end.learning_rate))),
     )
@@ -219,10 +223,10 @@ def test_subset_seed_and_training_seed_are_separate(tmp_path):
 
 def test_suite_trains_all_on_the_same_subsets(tmp_path):
     trained = train("digits-lt", tmp_path / "suite")
-    assert [run.path.name for run in trained] == ["linear", "cosine-tde", "capsule-tde", "tde"]
+    assert [run.path.name for run in trained] == ["linear", "decoupling", "cosine-tde", "capsule-tde", "tde"]
     assert len({run.seeds[0].results()["subset_hash"] for run in trained}) == 1
-    rows = [row for run in trained for row in run.seeds[0].results()["rows"]]
-    assert rows == list(METHODS)
+    for run in trained:
+        assert tuple(run.seeds[0].results()["rows"]) == run.recipe.methods
 
 
 def test_clean_keeps_the_best_epoch_on_val_the_later_of_equals(tde_run):
@@ -249,7 +253,7 @@ def test_clean_chooses_alpha_on_val_alone(tde_run):
         )
     best = [alpha for alpha, score in scores.items() if np.isclose(score, max(scores.values()))]
     row = seed.results()["rows"]["tde"]
-    assert row["alpha"] == {"value": best[len(best) // 2], "from": "val"}
+    assert row["alpha"] == {"value": best[len(best) // 2], "from": "val", "by": "mean-per-class"}
     test = Store.load(seed.store("test"), digest)
     predicted = tailwise.tde(torch.from_numpy(np.array(test.features)), model.classifier, row["alpha"]["value"]).argmax(
         1
@@ -266,7 +270,7 @@ def test_paper_protocol_uses_published_settings_and_last_epoch(tmp_path):
     log = [json.loads(line) for line in (run.seeds[0].path / runs.LOG).read_text().splitlines()]
     assert [entry["val"] for entry in log] == [None] * 3
     with pytest.raises(InputError, match="needs a validation split"):
-        measure.measure(run.seeds[0], ["tde"], "auto", None)
+        measured(run.seeds[0], ["tde"], alpha="auto")
     with pytest.raises(InputError, match="needs a validation split"):
         train("digits-lt/tde", tmp_path / "b", "protocol=paper", "tde.alpha=auto")
     assert not (tmp_path / "b").exists()
@@ -278,7 +282,7 @@ def test_legacy_protocol_chooses_on_test_with_tde_active(tmp_path):
     log = [json.loads(line)["val"] for line in (run.seeds[0].path / runs.LOG).read_text().splitlines()]
     assert result["rows"]["tde"]["all"] == max(log)
     assert result["rows"]["tde"]["alpha"]["value"] == 1.0
-    chosen = measure.measure(run.seeds[0], ["tde"], "auto", None)["rows"]["tde"]["alpha"]
+    chosen = measured(run.seeds[0], ["tde"], alpha="auto")["rows"]["tde"]["alpha"]
     assert chosen["from"] == "test"  # and never "val"
 
 
@@ -319,12 +323,12 @@ def test_interrupted_run_keeps_finished_seeds_only(tmp_path):
 
 def test_measuring_again_gives_the_recorded_rows(tde_run):
     for seed in tde_run.seeds:
-        again = measure.measure(seed, reported("tde"), None, None)
+        again = measured(seed, ["de-confound", "tde"])
         assert again["rows"] == seed.results()["rows"]
 
 
 def test_alpha_zero_is_de_confound(tde_run):
-    rows = measure.measure(tde_run.seeds[0], reported("tde"), 0.0, None)["rows"]
+    rows = measured(tde_run.seeds[0], ["de-confound", "tde"], alpha=0.0)["rows"]
     assert rows["tde"]["per_class"] == rows["de-confound"]["per_class"]
 
 
@@ -333,7 +337,7 @@ def test_lost_stores_are_made_again(tde_run, tmp_path):
     shutil.copytree(tde_run.path, copy)
     seed = runs.open_run(copy).seeds[0]
     shutil.rmtree(seed.path / "stores")
-    assert measure.measure(seed, reported("tde"), None, None)["rows"] == seed.results()["rows"]
+    assert measured(seed, ["de-confound", "tde"])["rows"] == seed.results()["rows"]
     assert seed.store("test").is_dir()
 
 
@@ -343,17 +347,17 @@ def test_lost_stores_without_data_are_named(tmp_path, cifar):
     seed = experiment.train(recipes, (0,), tmp_path / "a", data_dir=cifar, watch=Silent())[0].seeds[0]
     (seed.store("test") / "features.npy").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"stores/test: not a readable store.*cannot be made again.*local copy"):
-        measure.measure(seed, ["linear"], None, None)
-    assert measure.measure(seed, ["linear"], None, cifar)["rows"] == seed.results()["rows"]
+        measured(seed, ["linear"])
+    assert measured(seed, ["linear"], cifar)["rows"] == seed.results()["rows"]
 
 
 def test_adjusted_classifier_on_disk_predicts_as_reported(tde_run, tmp_path):
     copy = tmp_path / "tde"
     shutil.copytree(tde_run.path, copy)
     seed = runs.open_run(copy).seeds[0]
-    result, path = measure.adjust(seed, "tde", 1.5, None)
-    assert path == measure.adjusted_path(seed.path, "tde")
-    assert load_checkpoint(path).meta["alpha"] == 1.5
+    result, path = measure.adjust(measure.open_trained(seed, None), "tde", Asked(alpha=1.5))
+    assert path == adjusted_path(seed.path, "tde")
+    assert load_checkpoint(path).meta["notes"]["alpha"] == {"value": 1.5, "from": "given"}
     model = measure.load_model(seed.path, method="tde")
     data = build_data(seed.recipe, seed.seed, None)
     with torch.no_grad():
@@ -396,7 +400,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tde_run, tmp_path):
     about["recipe"]["classifier"]["gamma"] = 0.5
     (copy / "recipe.json").write_text(json.dumps(about))
     with pytest.raises(InputError, match="got one of other settings"):
-        measure.measure(runs.open_run(copy).seeds[0], ["tde"], None, None)
+        measured(runs.open_run(copy).seeds[0], ["tde"])
 
 
 def test_a_backbone_that_does_not_fit_is_named(tmp_path):
@@ -422,7 +426,7 @@ def test_corrupt_checkpoint_is_named(tde_run, tmp_path):
     content[-1] ^= 1
     seed.checkpoint.write_bytes(content)
     with pytest.raises(InputError, match=r"checkpoint\.safetensors: corrupt"):
-        measure.measure(seed, ["tde"], None, None)
+        measured(seed, ["tde"])
 
 
 def test_free_folder_never_overwrites(tmp_path, monkeypatch):
@@ -439,11 +443,11 @@ def test_free_folder_never_overwrites(tmp_path, monkeypatch):
 def test_augmentation_is_new_in_every_epoch_and_for_every_seed():
     recipe = RECIPES["digits-lt/linear"]
     data = build_data(recipe, 0, None)
-    (stage,) = build_stages(recipe, build_model(recipe, 10), data, 0)
+    (stage,) = build_stages(recipe.stages, recipe, build_model(recipe, 10), data, 0)
     same_order = replace(stage, sampler=type("Fixed", (), {"indices": lambda self, epoch: torch.arange(305)})())
 
     def images(seed, epoch):
-        return torch.cat([batch for batch, _ in build_load(recipe, data, seed)(same_order, epoch)])
+        return torch.cat([batch for batch, _ in build_load(recipe.stages, data, seed)(same_order, epoch)])
 
     assert torch.equal(images(0, 1), images(0, 1))
     assert not torch.equal(images(0, 1), images(0, 2))

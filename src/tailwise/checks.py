@@ -86,6 +86,17 @@ def labels_in_range(
         )
 
 
+def predictable(argument: str, logits: "np.ndarray[tuple[int, ...], np.dtype[np.floating]]") -> None:
+    """Refuse logits that say nothing: NaN, +inf, or a row of -inf alone. -inf is a class never to be predicted."""
+    highest = logits.max(axis=1, initial=-np.inf)  # NaN if the row has one
+    rows = np.flatnonzero(~np.isfinite(highest))
+    if len(rows):
+        raise InputError(
+            f"{argument}: expected finite numbers, got NaN or infinity in {len(rows)} of {len(logits)} rows "
+            f"(first: row {int(rows[0])})"
+        )
+
+
 def finite(argument: str, values: "np.ndarray[tuple[int, ...], np.dtype[np.floating]]") -> None:
     """Refuse NaN and infinity, naming the first row that holds one."""
     rows = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))

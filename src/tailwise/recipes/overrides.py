@@ -97,7 +97,8 @@ def _keys(settings: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _nearest_key(key: str, valid: set[str]) -> str:
-    same_end = sorted(name for name in valid if name.split(".")[-1] == key.split(".")[-1])
+    same_end = [name for name in valid if name.split(".")[-1] == key.split(".")[-1]]
+    same_end.sort(key=lambda name: (name.startswith("second."), name))  # the first stage is meant, if any
     return f"; did you mean '{same_end[0]}'?" if same_end else checks.nearest(key, valid)
 
 

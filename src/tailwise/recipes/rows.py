@@ -25,8 +25,7 @@ def adjusted_row(classifier: nn.Module, test: Store, counts: ClassCounts) -> Row
         InputError: logits that are no numbers; -inf, of a class never to be predicted, is one.
     """
     logits = classifier(features_of(test)).detach().numpy()
-    if np.isnan(logits).any() or np.isposinf(logits).any() or np.isneginf(logits).all(axis=1).any():
-        raise checks.InputError("alpha or power: expected one that leaves the logits finite, got NaN or infinity")
+    checks.predictable("adjusted logits", logits)
     return row_of(logits.argmax(axis=1), test, counts)
 
 
