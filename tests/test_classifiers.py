@@ -21,15 +21,21 @@ from causal_oracles import (
     assert_close,
     assert_finite_gradients,
     batches,
+    dot,
     draw,
+    head,
+    length,
     oracle_average,
     oracle_logits,
+    rows,
     unchecked,
 )
 from tailwise import InputError
 from tailwise.classifiers import (
     FoldedClassifier,
     LinearClassifier,
+    MlpClassifier,
+    ScaledClassifier,
     capsule_logits,
     causal_logits,
     cosine_logits,
@@ -84,6 +90,146 @@ def test_linear_is_a_product_with_or_without_a_bias():
     assert_close(linear(x), x @ linear.weight.T + linear.bias, 1e-12)
     assert_close(no_bias(x), x @ no_bias.weight.T, 1e-12)
     assert [name for name, _ in no_bias.named_parameters()] == ["weight"]
+
+
+def oracle_folded(features, weight, bias, center, *, num_heads, norm):
+    """weight . norm(x - center) + bias, the norm head by head: 0, x_k / |x_k| or x_k / (|x_k| + 1)."""
+    out = []
+    for x in rows(features):
+        x, divided = [v - g for v, g in zip(x, rows(center), strict=True)], []
+        for k in range(num_heads):
+            x_k = head(x, k, num_heads)
+            by = {"none": 1.0, "unit": length(x_k) or 1.0, "capsule": length(x_k) + 1}[norm]
+            divided += [v / by for v in x_k]
+        out.append([dot(divided, w) + b for w, b in zip(rows(weight), rows(bias), strict=True)])
+    return out
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("num_heads", HEADS)
+@pytest.mark.parametrize("norm", ["none", "unit", "capsule"])
+def test_folded_follows_its_formula(norm, num_heads, dtype):
+    x, w, _ = draw(7, 5, 3, 1, dtype)
+    bias, center = w[:, 0] + 1, x[4] + 0.5
+    hyper = {"num_heads": num_heads, "norm": norm}
+    for b in (bias, None):
+        for g in (center, None):
+            expected = oracle_folded(x, w, bias * (b is not None), center * (g is not None), **hyper)
+            logits = FoldedClassifier(w, bias=b, center=g, **hyper)(x)
+            assert logits.dtype is dtype
+            assert_close(logits, expected, TOLERANCE[dtype])
+
+
+def test_folded_without_a_norm_is_linear_and_nothing_of_it_is_trained():
+    x, w, _ = draw(8, 5, 3, 1)
+    bias, center = w[:, 0] + 1, x[4] + 0.5
+    folded = FoldedClassifier(w, bias=bias)
+    assert torch.equal(folded(x), F.linear(x, w, bias))
+    assert torch.equal(FoldedClassifier(w)(x), F.linear(x, w))
+    assert torch.equal(FoldedClassifier(w, center=center)(x), F.linear(x - center, w))
+    assert not list(FoldedClassifier(w.requires_grad_(), bias=bias, center=center).parameters())
+    assert not FoldedClassifier(w, bias=bias, center=center)(x).requires_grad
+
+
+def test_a_class_with_a_bias_of_minus_infinity_is_never_predicted():
+    x, w, _ = draw(8, 5, 3, 1)
+    logits = FoldedClassifier(w, bias=torch.tensor([0.0, -math.inf, 0.0], dtype=torch.float64))(x)
+    assert logits.isinf().tolist() == [[False, True, False]] * 5
+    assert torch.equal(logits.argmax(1), logits[:, [0, 2]].argmax(1) * 2)
+
+
+def test_the_optional_tensors_of_folded_travel_in_its_state():
+    x, w, _ = draw(9, 5, 3, 1)
+    for optional in ({}, {"bias": w[:, 0]}, {"center": x[4]}, {"bias": w[:, 0], "center": x[4]}):
+        folded = FoldedClassifier(w, **optional)
+        assert sorted(folded.state_dict()) == sorted(["weight", *optional])
+        blank = FoldedClassifier(w * 0, **{name: value * 0 for name, value in optional.items()})
+        blank.load_state_dict(folded.state_dict())
+        assert torch.equal(blank(x), folded(x))
+
+
+def test_scaled_multiplies_the_logits_of_each_class():
+    x, w, _ = draw(10, 5, 3, 1)
+    bias, scale = w[:, 0] + 1, torch.tensor([2.0, -0.5, 0.0], dtype=torch.float64)
+    for b in (bias, None):
+        classifier = ScaledClassifier(w, b)
+        assert torch.equal(classifier(x), F.linear(x, w, b))  # s starts at 1
+        classifier.scale.data.copy_(scale)
+        logits = [
+            [
+                s * (dot(row, w_c) + (b is not None) * b_c)
+                for s, w_c, b_c in zip(*map(rows, (scale, w, bias)), strict=True)
+            ]
+            for row in rows(x)
+        ]
+        assert_close(classifier(x), logits, 1e-12)
+
+
+def test_scale_alone_is_a_parameter_of_scaled():
+    x, w, _ = draw(10, 5, 3, 1)
+    kept = w.clone()
+    classifier = ScaledClassifier(w.requires_grad_(), w[:, 0])
+    assert [name for name, _ in classifier.named_parameters()] == ["scale"]
+    assert sorted(name for name, _ in classifier.named_buffers()) == ["bias", "weight"]
+    assert [name for name, _ in ScaledClassifier(w).named_buffers()] == ["weight"]
+    classifier(x).sum().backward()
+    assert_close(classifier.scale.grad, F.linear(x, w, w[:, 0]).sum(0), 1e-12)
+    assert w.grad is None
+    with torch.no_grad():
+        w.mul_(-3)  # a copy does not follow
+    assert torch.equal(classifier.weight, kept)
+    assert torch.equal(classifier.bias, kept[:, 0])
+
+
+@pytest.mark.parametrize("hidden", [None, 5])
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
+def test_mlp_is_linear_layers_with_relu_between(num_layers, hidden):
+    (x,) = batches(11, 6)
+    classifier = MlpClassifier(DIM, 7, num_layers=num_layers, hidden_features=hidden).double()
+    tensors = list(classifier.parameters())
+    assert len(tensors) == 2 * num_layers
+    widths = [DIM, *[hidden or DIM] * (num_layers - 1), 7]
+    expected = rows(x)
+    for i, (weight, bias) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
+        assert weight.shape == (widths[i + 1], widths[i])
+        layer = list(zip(rows(weight), rows(bias), strict=True))
+        expected = [[dot(w, row) + b for w, b in layer] for row in expected]
+        if i < num_layers - 1:
+            expected = [[max(v, 0.0) for v in row] for row in expected]
+    assert_close(classifier(x), expected, 1e-12)
+
+
+def test_mlp_has_two_layers_as_wide_as_the_features_unless_told():
+    assert [tuple(leaf.shape) for leaf in MlpClassifier(8, 3).parameters()] == [(8, 8), (8,), (3, 8), (3,)]
+
+
+@pytest.mark.parametrize("wrong", [{"num_layers": 0}, {"num_layers": 1.5}, {"hidden_features": 0}])
+def test_wrong_sizes_of_mlp_are_refused(wrong):
+    with unchecked(), pytest.raises(InputError, match=next(iter(wrong))):
+        MlpClassifier(8, 3, **wrong)
+
+
+@pytest.mark.parametrize("make", [MlpClassifier, LinearClassifier, lambda d, c: ScaledClassifier(torch.zeros(c, d))])
+@pytest.mark.parametrize("shape", [(4, DIM + 1), (DIM,), (2, 3, DIM)], ids=str)
+def test_features_of_another_shape_are_refused(make, shape):
+    with unchecked(), pytest.raises(InputError, match="features: expected shape"):
+        make(DIM, 3)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (1,), (), (3, 1)], ids=str)
+@pytest.mark.parametrize("name", ["bias", "center"])
+def test_a_bias_or_center_of_another_size_is_refused(name, shape):
+    with unchecked(), pytest.raises(InputError, match=f"{name}: expected"):
+        FoldedClassifier(torch.zeros(3, DIM), **{name: torch.zeros(shape)})
+
+
+fault = pytest.mark.xfail(strict=True, reason="TypeError, or taken as it is: the mark goes when the fault does")
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (1,), *(pytest.param(s, marks=fault) for s in ((), (3, 1)))], ids=str)
+def test_scaled_refuses_a_bias_of_another_size(shape):
+    with unchecked(), pytest.raises(InputError, match="bias: expected"):
+        ScaledClassifier(torch.zeros(3, DIM), torch.zeros(shape))
 
 
 @pytest.mark.parametrize("make", [*MODULES.values(), LinearClassifier])
@@ -197,7 +343,7 @@ def test_a_folded_classifier_copies_its_weight_and_refuses_wrong_settings():
             FoldedClassifier(w, **{"num_heads": 2, "norm": "unit", **wrong})
 
 
-@pytest.mark.parametrize("make", [*MODULES.values(), LinearClassifier])
+@pytest.mark.parametrize("make", [*MODULES.values(), LinearClassifier, MlpClassifier])
 @pytest.mark.parametrize("sizes", [(0, 3), (12, 0), (-2, 3)])
 def test_sizes_below_one_are_refused(make, sizes):
     with pytest.raises(InputError):

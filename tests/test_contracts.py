@@ -15,25 +15,49 @@ from tailwise.classifiers import (
     CosineClassifier,
     FoldedClassifier,
     LinearClassifier,
+    MlpClassifier,
+    ScaledClassifier,
     capsule_logits,
     causal_logits,
     cosine_logits,
 )
 
 D, C = 12, 5
-# No default among the settings: a classifier that forgets one shows.
+
+
+def scaled(bias):
+    classifier = ScaledClassifier(torch.randn(C, D), bias)
+    classifier.scale.data.copy_(torch.rand(C) + 0.5)  # not where it starts
+    return classifier
+
+
+# No default among the settings: a classifier that forgets one shows. After a comma: a variant of the same type.
 CLASSIFIERS = {
     "CapsuleClassifier": lambda: CapsuleClassifier(D, C, num_heads=3, tau=8.0),
     "CausalClassifier": lambda: CausalClassifier(D, C, num_heads=3, tau=8.0, gamma=0.25),
     "CosineClassifier": lambda: CosineClassifier(D, C, num_heads=3, tau=8.0),
     "FoldedClassifier": lambda: FoldedClassifier(torch.randn(C, D), num_heads=3, norm="capsule"),
+    "FoldedClassifier, bias": lambda: FoldedClassifier(torch.randn(C, D), bias=torch.randn(C)),
+    "FoldedClassifier, center": lambda: FoldedClassifier(torch.randn(C, D), norm="unit", center=torch.randn(D)),
+    "FoldedClassifier, both": lambda: FoldedClassifier(
+        torch.randn(C, D), num_heads=3, norm="unit", bias=torch.randn(C), center=torch.randn(D)
+    ),
     "LinearClassifier": lambda: LinearClassifier(D, C),
+    "LinearClassifier, no bias": lambda: LinearClassifier(D, C, bias=False),
+    "MlpClassifier": lambda: MlpClassifier(D, C, num_layers=3, hidden_features=9),
+    "MlpClassifier, one layer": lambda: MlpClassifier(D, C, num_layers=1),
+    "ScaledClassifier": lambda: scaled(bias=torch.randn(C)),
+    "ScaledClassifier, no bias": lambda: scaled(bias=None),
 }
 FUNCTIONS = {
     "CapsuleClassifier": lambda x, module: capsule_logits(x, module.weight, num_heads=3, tau=8.0),
     "CausalClassifier": lambda x, module: causal_logits(x, module.weight, num_heads=3, tau=8.0, gamma=0.25),
     "CosineClassifier": lambda x, module: cosine_logits(x, module.weight, num_heads=3, tau=8.0),
+    "FoldedClassifier, bias": lambda x, module: F.linear(x, module.weight, module.bias),
     "LinearClassifier": lambda x, module: F.linear(x, module.weight, module.bias),
+    "MlpClassifier, one layer": lambda x, module: F.linear(x, *module.parameters()),
+    "ScaledClassifier": lambda x, module: module.scale * F.linear(x, module.weight, module.bias),
+    "ScaledClassifier, no bias": lambda x, module: module.scale * F.linear(x, module.weight),
 }
 
 every_classifier = pytest.mark.parametrize("make", CLASSIFIERS.values(), ids=CLASSIFIERS)
@@ -45,9 +69,10 @@ def features(num_rows=6, dtype=torch.float32):
 
 def test_every_public_classifier_is_here():
     public = {name for name in tailwise.classifiers.__all__ if name.endswith("Classifier")}
-    assert set(CLASSIFIERS) == public - {"NormalizedClassifier"}  # the type of the three that TDE takes
+    names = {name: name.split(",")[0] for name in CLASSIFIERS}
+    assert set(names.values()) == public - {"NormalizedClassifier"}  # the type of the three that TDE takes
     for name, make in CLASSIFIERS.items():
-        assert type(make()).__name__ == name
+        assert type(make()).__name__ == names[name]
 
 
 @every_classifier
@@ -100,8 +125,17 @@ def test_a_copy_gives_equal_logits_and_is_independent(make, copied):
     twin = copied(classifier, make)
     assert torch.equal(twin(x), logits)
     with torch.no_grad():
-        classifier.weight.zero_()
+        for tensor in (*classifier.parameters(), *classifier.buffers()):
+            tensor.zero_()
     assert torch.equal(twin(x), logits)
+
+
+@every_classifier
+def test_a_state_dict_of_other_tensors_is_refused(make):
+    state = make().state_dict()
+    name = list(state)[-1]
+    with pytest.raises(RuntimeError, match=name):
+        make().load_state_dict({key: value for key, value in state.items() if key != name})
 
 
 @every_classifier

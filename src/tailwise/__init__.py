@@ -7,7 +7,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tailwise.adjust import background_exempted, fold_tde, tde, tde_components, tde_logits
+    from tailwise.adjust import (
+        background_exempted,
+        fit_crt,
+        fit_lws,
+        fit_ncm,
+        fold_tau_norm,
+        fold_tde,
+        tde,
+        tde_components,
+        tde_logits,
+    )
     from tailwise.checks import InputError
     from tailwise.classifiers import (
         CapsuleClassifier,
@@ -33,6 +43,10 @@ _HOME = {
     "Store": "tailwise.evaluate",
     "background_exempted": "tailwise.adjust",
     "fit": "tailwise.train",
+    "fit_crt": "tailwise.adjust",
+    "fit_lws": "tailwise.adjust",
+    "fit_ncm": "tailwise.adjust",
+    "fold_tau_norm": "tailwise.adjust",
     "fold_tde": "tailwise.adjust",
     "load_model": "tailwise.recipes.measure",
     "tde": "tailwise.adjust",
@@ -52,6 +66,10 @@ __all__ = [
     "Store",
     "background_exempted",
     "fit",
+    "fit_crt",
+    "fit_lws",
+    "fit_ncm",
+    "fold_tau_norm",
     "fold_tde",
     "load_model",
     "tde",

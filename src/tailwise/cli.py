@@ -2,6 +2,7 @@
 
 import json as jsonlib
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -88,8 +89,9 @@ def train(
     with _warnings_as_notes(), watching(Console(stderr=True, quiet=json)) as watch:
         trained = experiment.train(chosen, list(numbers), folder, data_dir=data_dir, watch=watch)
     results = {str(run.path): [seed.results() for seed in run.seeds] for run in trained}
+    asked = [*settings, "--seeds", str(len(numbers)), *(["--protocol", protocol] if protocol else [])]
     _show(
-        combined(name, results) | {"wrote": [str(folder)]},
+        combined(name, results) | {"command": shlex.join(["tailwise", "train", name, *asked]), "wrote": [str(folder)]},
         json,
         lines=[
             f"wrote {folder}: checkpoints, features and results, {len(trained)} recipes x {len(numbers)} seeds",

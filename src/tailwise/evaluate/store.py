@@ -21,8 +21,8 @@ ARRAYS = ("features", "logits", "labels", "ids")
 class Store:
     """Features, logits, labels and sample ids of one split under one checkpoint.
 
-    features: float32 [N, D]. logits: float32 [N, C], the classifier's own; -inf for a class it never predicts. labels: int64 [N]. ids: [N].
-    checkpoint: digest of the checkpoint that made them. split: "val", "test", ...
+    features: float32 [N, D]. logits: float32 [N, C], the classifier's own; -inf for a class it never predicts. labels:
+    int64 [N]. ids: [N]. checkpoint: digest of the checkpoint that made them. split: "val", "test", ...
 
     Raises:
         InputError: arrays of different length, a label outside 0..C-1, features or logits that are no numbers.

@@ -1,0 +1,53 @@
+"""Write the result tables of README.md and docs/*.md from the records in results/, never by hand.
+
+    python docs/tables.py            # rewrite them
+    python docs/tables.py --check    # exit 1 and name the pages that would change
+
+A table stands in the fenced block below a line `<!-- table: NAME -->`, and results/NAME.json is what the command
+printed with --json.
+"""
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from tailwise.report.table import print_record
+
+ROOT = Path(__file__).parents[1]
+TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n```text\n).*?(^```$)", flags=re.M | re.S)
+
+
+def rendered(name: str) -> str:
+    """The table that the command printed, as text."""
+    record = json.loads((ROOT / f"results/{name}.json").read_text())
+    out = io.StringIO()
+    print_record(Console(file=out, width=120), record)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n"
+
+
+def with_tables(page: str) -> str:
+    """The page with every table in it rendered anew."""
+    return TABLE.sub(lambda found: found[1] + rendered(found[2]) + found[3], page)
+
+
+def main() -> None:
+    """Rewrite the pages, or check them."""
+    changed = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        before = page.read_text()
+        after = with_tables(before)
+        if after != before:
+            changed.append(str(page.relative_to(ROOT)))
+            if "--check" not in sys.argv[1:]:
+                page.write_text(after)
+    if changed:
+        print("changed:", ", ".join(changed))
+        sys.exit("--check" in sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
