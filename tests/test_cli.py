@@ -122,6 +122,17 @@ def test_adjust_trains_a_second_stage_and_evaluate_shows_it(suite, capsys, tmp_p
     assert json.loads(out)["rows"][2]["norm_power"] == {"values": [0.5, 0.5], "from": "given"}
 
 
+def test_adjusting_by_a_metric_chooses_the_second_stages_epoch_by_it(suite, capsys, tmp_path):
+    folder = tmp_path / "linear"
+    shutil.copytree(suite[0] / "linear", folder)
+    code, _, _ = run(capsys, "adjust", str(folder), "--method", "crt", "--metric", "many", "--json")
+    assert code == 0
+    first = (folder / "seed-0/adjusted/crt.safetensors").read_bytes()
+    code, _, _ = run(capsys, "adjust", str(folder), "--method", "crt", "metric=few", "--json")
+    assert code == 0
+    assert (folder / "seed-0/adjusted/crt.safetensors").read_bytes() != first
+
+
 @pytest.mark.parametrize("words", ["auto", "train", "learned"])
 def test_norm_power_is_chosen_as_asked(suite, capsys, words):
     code, out, _ = run(

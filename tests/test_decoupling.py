@@ -507,15 +507,15 @@ def standardized(features):
 def test_crt_goes_to_the_class_balanced_optimum(scale, shift):
     """That of the weights on (x - mean) * s: what they decay to depends on where and how long the features are."""
     x, y = long_tail()
-    x, decay = (scale * x * torch.tensor([1.0, 2.0]) + shift).float(), 0.01
+    x, decay = (scale * (x / x.std(dim=0)) + shift).float(), 0.02
     fold = fit_crt(x, y, 3, epochs=400, batch_size=96, weight_decay=decay)
     z, factor = standardized(x)
     weight, bias = oracle_linear(z, y, 3, decay, balanced_shares(y))
     weight = weight * factor
-    assert_close(fold.weight, weight, 0.02)
+    assert_close(fold.weight, weight, 0.01)
     queries = scale * 3 * normal(31, 2000, 2, dtype=torch.float32) + shift
     expected = (queries.double().numpy() - np.array(rows(x)).mean(axis=0)) @ weight.T + bias
-    assert_close(fold(queries), expected, 0.02)
+    assert_close(fold(queries), expected, 0.01)
     assert (fold(queries).argmax(dim=1).numpy() == expected.argmax(axis=1)).mean() > 0.99
     # the ordinary optimum is another: the tolerance above tells the two apart
     plain, _ = oracle_linear(z, y, 3, decay, np.full(len(y), 1 / len(y)))
@@ -732,17 +732,23 @@ def test_a_masked_class_has_no_part_in_the_learnt_power():
 # --------------------------------------------------------------------------------------------------------- sweeps
 
 
-@pytest.mark.parametrize("num_rows", [1, 5, 127, 128, 129, 300])
-def test_predictions_by_value_are_those_of_a_loop(num_rows):
-    a, b, norms = normal(50, num_rows, 7), normal(51, num_rows, 7), normal(52, 7).abs() + 0.1
-    for values in (ALPHAS, (-1.0, 0.25), (2.0,)):
-        actual = predictions_by_alpha((a, b), values)
+@pytest.mark.parametrize(
+    ("num_rows", "num_classes"),
+    [(1, 7), (5, 7), (128, 7), (300, 7), (106, 300), (107, 300), (300, 300), (9500, 7), (2, 40_000)],
+    ids=str,
+)
+def test_predictions_by_value_are_those_of_a_loop(num_rows, num_classes):
+    """Sizes on both sides of what is taken at once: 32,000 numbers."""
+    a, b = normal(50, num_rows, num_classes).numpy(), normal(51, num_rows, num_classes).numpy()
+    norms = normal(52, num_classes).abs().numpy() + 0.1
+    for values in (ALPHAS if num_rows < 301 else (0.5, 2.0), (-1.0, 0.25), (2.0,)):
+        actual = predictions_by_alpha((torch.from_numpy(a), torch.from_numpy(b)), values)
         assert actual.dtype == np.int64
-        assert actual.tolist() == [[int((x - v * z).argmax()) for x, z in zip(a, b, strict=True)] for v in values]
-    for values in (NORM_POWERS, (-1.0, 0.25), (2.0,)):
-        actual = predictions_by_norm_power((a, norms), values)
+        assert actual.tolist() == [[int(np.argmax(x - v * z)) for x, z in zip(a, b, strict=True)] for v in values]
+    for values in (NORM_POWERS if num_rows < 301 else (0.5, 2.0), (-1.0, 0.25), (2.0,)):
+        actual = predictions_by_norm_power((torch.from_numpy(a), torch.from_numpy(norms)), values)
         assert actual.dtype == np.int64
-        assert actual.tolist() == [[int((x / norms**v).argmax()) for x in a] for v in values]
+        assert actual.tolist() == [[int(np.argmax(x / norms**v)) for x in a] for v in values]
 
 
 def test_the_grids_unless_told():

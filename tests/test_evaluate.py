@@ -9,7 +9,16 @@ from torch import nn
 
 from tailwise import CausalClassifier, ClassCounts, InputError, Store
 from tailwise.adjust import sweep_alpha
-from tailwise.evaluate import mean_per_class_accuracy, per_class_accuracy, predict, shot_accuracy
+from tailwise.evaluate import (
+    METRICS,
+    harmonic_mean_accuracy,
+    mean_per_class_accuracy,
+    metric,
+    per_class_accuracy,
+    predict,
+    shot_accuracy,
+    worst_class_accuracy,
+)
 from tailwise.recognizer import Recognizer
 
 # ---- metrics
@@ -60,6 +69,47 @@ def test_empty_groups_and_unseen_classes_are_none_not_zero():
     assert mean_per_class_accuracy(np.array([0, 0]), np.array([0, 1]), 3) == 50.0
 
 
+def metric_oracle(name, predicted, labels, counts):
+    """Straight from each metric's name, class by class."""
+    accuracy = {}
+    for c in set(labels):
+        mine = [p == y for p, y in zip(predicted, labels, strict=True) if y == c]
+        accuracy[c] = 100 * sum(mine) / len(mine)
+    group = [a for c, a in accuracy.items() if counts.group_of(int(c)) == name]
+    return {
+        "mean-per-class": lambda: sum(accuracy.values()) / len(accuracy),
+        "all": lambda: 100 * sum(p == y for p, y in zip(predicted, labels, strict=True)) / len(labels),
+        "harmonic-mean": lambda: len(accuracy) / sum(1 / max(a, 0.1) for a in accuracy.values()),
+        "worst-class": lambda: min(accuracy.values()),
+    }.get(name, lambda: sum(group) / len(group))()
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_named_metric_is_its_oracle(name):
+    counts = ClassCounts((300, 150, 60, 25, 9, 3))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        labels = np.r_[np.arange(5), rng.integers(0, 5, 40)]  # class 5 has no sample
+        predicted = np.where(rng.random(45) < 0.5, labels, rng.integers(0, 6, 45))
+        assert metric(name, labels, counts)(predicted) == pytest.approx(metric_oracle(name, predicted, labels, counts))
+
+
+def test_metrics_name_what_is_wrong():
+    labels = np.array([0, 1])
+    with pytest.raises(InputError, match="metric: unknown value 'few-shot'"):
+        metric("few-shot", labels, ClassCounts((5, 5)))
+    with pytest.raises(InputError, match="'many', which has none"):
+        metric("many", labels, ClassCounts((5, 5)))
+    with pytest.raises(InputError, match="'few', which has none"):  # a few-shot class, but none of its samples
+        metric("few", labels, ClassCounts((500, 500, 5)))
+
+
+def test_a_class_never_right_is_the_worst_and_not_the_whole_harmonic_mean():
+    predicted, labels = np.array([0, 0]), np.array([0, 1])
+    assert worst_class_accuracy(predicted, labels, 2) == 0.0
+    assert harmonic_mean_accuracy(predicted, labels, 2) == pytest.approx(2 / (1 / 100 + 1 / 0.1))
+
+
 def test_metrics_refuse():
     with pytest.raises(InputError, match=r"labels in 0\.\.1, got 2"):
         per_class_accuracy(np.array([0]), np.array([2]), 2)
@@ -92,6 +142,18 @@ def test_sweep_ties_and_errors():
         sweep_alpha(one, lambda _: 1.0, ())
     with pytest.raises(InputError, match="score at 0"):
         sweep_alpha(one, lambda _: float("nan"), (0.0,))
+
+
+def test_masked_classes_may_be_minus_infinity_in_a_store():
+    logits = np.zeros((6, 3), dtype=np.float32)
+    logits[:, 2] = -np.inf
+    assert a_store(logits=logits).logits[0, 2] == -np.inf
+    for wrong in (np.nan, np.inf):
+        logits[1, 0] = wrong
+        with pytest.raises(InputError, match=r"logits: expected finite numbers.*first: row 1"):
+            a_store(logits=logits)
+    with pytest.raises(InputError, match="logits"):
+        a_store(logits=np.full((6, 3), -np.inf, dtype=np.float32))
 
 
 # ---- store

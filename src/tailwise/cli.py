@@ -35,7 +35,7 @@ PowerText = Annotated[
 ]
 Metric = Annotated[
     Literal["mean-per-class", "all", "many", "medium", "few", "harmonic-mean", "worst-class"] | None,
-    Parameter(help="What auto chooses by (default: the recipe's, mean-per-class)."),
+    Parameter(help="What strength and epoch are chosen by (default: the recipe's, mean-per-class)."),
 ]
 RunFolder = Annotated[Path, Parameter(help="A run folder, such as runs/digits-lt/tde.")]
 
@@ -157,14 +157,15 @@ def adjust(
     kind = opened.recipe.classifier.name
     chosen = checked_adjuster(kind, method)
     asked_rows(opened.rows, kind, chosen, alpha=alpha is not None, power=power is not None)
-    recipe = override_after_training(with_second_stage(opened.recipe, chosen), settings)
+    asked_metric = [f"metric={metric}"] if metric else []  # a second stage's epoch is chosen by it, too
+    recipe = override_after_training(with_second_stage(opened.recipe, chosen), [*settings, *asked_metric])
 
     from tailwise.recipes import measure
     from tailwise.recipes.trained import Asked
     from tailwise.report.progress import watching
     from tailwise.report.summary import combined
 
-    asked, epochs, done = Asked(*strengths, metric), measure.epochs_of(recipe, chosen), []
+    asked, epochs, done = Asked(*strengths), measure.epochs_of(recipe, chosen), []
     with _warnings_as_notes(), watching(Console(stderr=True, quiet=json)) as watch:
         for seed in opened.seeds:
             label = f"{recipe.name} seed {seed.seed}, {chosen}"
