@@ -72,6 +72,10 @@ def train(
     ] = None,
     data_dir: DataDir = None,
     out: Annotated[Path | None, Parameter(help="A new folder for the run (default: runs/NAME).")] = None,
+    resume: Annotated[
+        bool, Parameter(negative="", help="Go on with the run in --out, or the last of runs/NAME, where it stopped.")
+    ] = False,
+    save_every: Annotated[float, Parameter(help="Seconds between two snapshots that --resume can go on from.")] = 60.0,
     json: Json = False,
 ) -> None:
     """Train a recipe, or all recipes of a suite on the same subsets, and print one table."""
@@ -85,9 +89,11 @@ def train(
     from tailwise.report.progress import watching
     from tailwise.report.summary import combined
 
-    folder = runs.free_folder(name, out)
+    folder = runs.last_folder(name, out) if resume else runs.free_folder(name, out)
     with _warnings_as_notes(), watching(Console(stderr=True, quiet=json)) as watch:
-        trained = experiment.train(chosen, list(numbers), folder, data_dir=data_dir, watch=watch)
+        trained = experiment.train(
+            chosen, list(numbers), folder, data_dir=data_dir, watch=watch, resume=resume, save_every=save_every
+        )
     results = {str(run.path): [seed.results() for seed in run.seeds] for run in trained}
     asked = [*settings, "--seeds", str(len(numbers)), *(["--protocol", protocol] if protocol else [])]
     _show(
@@ -161,11 +167,12 @@ def adjust(
     recipe = override_after_training(with_second_stage(opened.recipe, chosen), [*settings, *asked_metric])
 
     from tailwise.recipes import measure
+    from tailwise.recipes.second import epochs_on_images
     from tailwise.recipes.trained import Asked
     from tailwise.report.progress import watching
     from tailwise.report.summary import combined
 
-    asked, epochs, done = Asked(*strengths), measure.epochs_of(recipe, chosen), []
+    asked, epochs, done = Asked(*strengths), epochs_on_images(recipe, chosen), []
     with _warnings_as_notes(), watching(Console(stderr=True, quiet=json)) as watch:
         for seed in opened.seeds:
             label = f"{recipe.name} seed {seed.seed}, {chosen}"
@@ -249,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
-        print("tailwise: interrupted", file=sys.stderr)
+        print("tailwise: interrupted; `train` goes on where it stopped with --resume", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
 

@@ -26,7 +26,7 @@ def class_means(features: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_c
             [0., 0.],
             [0., 5.]])
     """
-    check_samples(features, labels, num_classes)
+    labels = check_samples(features, labels, num_classes)
     # summed in double: the mean of a class must not depend on how many images it has
     sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
     for part, target in zip(torch.split(features, 4096), torch.split(labels, 4096), strict=True):
@@ -70,7 +70,8 @@ def fit_ncm(
     tensor([[0.6000, 0.8000]])
     """
     checks.choice("distance", distance, get_args(Distance))
-    counts = ClassCounts(tuple(torch.bincount(labels, minlength=num_classes).tolist())) if len(labels) else None
+    labels = check_samples(features, labels, num_classes)
+    counts = ClassCounts.of_labels(labels.cpu().numpy(), num_classes)
     means = class_means(features, labels, num_classes)
     center, bias = None, None
     if distance == "centered":
@@ -86,12 +87,20 @@ def fit_ncm(
     return FoldedClassifier(weight, norm="unit", bias=bias, center=center)
 
 
-def check_samples(features: Tensor, labels: Tensor, num_classes: int) -> None:
-    """Refuse training features and labels that do not fit one another."""
+def check_samples(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Refuse training features and labels that do not fit one another; returns the labels as int64."""
     checks.whole("num_classes", num_classes)
     if not len(labels) or len(features) != len(labels):
         raise checks.InputError(
             f"labels: expected one for each of {len(features)} features, at least one, got {len(labels)}"
         )
-    checks.labels_in_range("labels", labels.cpu().numpy(), num_classes)
     checks.finite("features", features.detach().float().cpu().numpy())
+    return class_labels(labels, num_classes)
+
+
+def class_labels(labels: Tensor, num_classes: int) -> Tensor:
+    """Labels as int64, refused where they are no classes."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise checks.InputError(f"labels: expected whole numbers, got {labels.dtype}")
+    checks.labels_in_range("labels", labels.cpu().numpy(), num_classes)
+    return labels.long()

@@ -63,9 +63,10 @@ def relearn(
     >>> relearn(tailwise.LinearClassifier(3, 3), x, y, 3, epochs=20, batch_size=4)(x).argmax(dim=1).equal(y)
     True
     """
-    check_samples(features, labels, num_classes)
+    labels = check_samples(features, labels, num_classes)
     settings = Settings(epochs, batch_size, learning_rate, weight_decay, seed)
-    return _train(classifier, features, labels, num_classes, settings, lambda batch: batch)
+    dtype = next(classifier.parameters()).dtype
+    return _train(classifier, features, labels, num_classes, settings, lambda batch: batch.to(dtype))
 
 
 def fit_crt(
@@ -97,15 +98,15 @@ def fit_crt(
     >>> fit_crt(x, y, 3)(x).argmax(dim=1).equal(y)
     True
     """
-    check_samples(features, labels, num_classes)
-    center = features.double().mean(dim=0).to(features.dtype)
+    labels, features = check_samples(features, labels, num_classes), features.detach()
+    center = features.double().mean(dim=0).float()
     squares = sum(float(((part - center).double() ** 2).sum()) for part in torch.split(features, 4096))
     scale = SPREAD / math.sqrt(squares / features.numel()) if squares else 1.0
     with torch.random.fork_rng(devices=[]):  # the first weights depend on `seed` alone
         torch.manual_seed(mixed_seed(seed))
         linear = LinearClassifier(features.shape[1], num_classes).to(features.device)
     settings = Settings(epochs, batch_size, learning_rate, weight_decay, seed)
-    _train(linear, features, labels, num_classes, settings, lambda batch: (batch - center) * scale)
+    _train(linear, features, labels, num_classes, settings, lambda batch: (batch.float() - center) * scale)
     with torch.no_grad():
         assert linear.bias is not None
         linear.weight.mul_(scale)
@@ -163,11 +164,16 @@ def fold_linear(
 ) -> FoldedClassifier:
     """W x + b, or s * (W x + b), as one plain matrix and bias; unseen classes masked.
 
+    Raises:
+        InputError: another kind of classifier.
+
     >>> linear = tailwise.LinearClassifier(8, 3)
     >>> x = torch.rand(5, 8)
     >>> torch.equal(fold_linear(linear)(x), linear(x))
     True
     """
+    if not isinstance(classifier, LinearClassifier | ScaledClassifier):
+        raise checks.InputError(f"classifier: expected a linear or scaled one, got {type(classifier).__name__}")
     scale = classifier.scale if isinstance(classifier, ScaledClassifier) else torch.ones_like(classifier.weight[:, 0])
     weight = scale[:, None] * classifier.weight
     bias = None if classifier.bias is None else scale * classifier.bias
@@ -193,8 +199,14 @@ def _train(
     settings: Settings,
     prepare: Callable[[Tensor], Tensor],
 ) -> Classifier:
+    checks.whole("epochs", settings.epochs)
     checks.number("weight_decay", settings.weight_decay, at_least=0)
-    batch_size = settings.batch_size or min(512, max(32, len(labels) // 100))
+    batch_size = min(512, max(32, len(labels) // 100)) if settings.batch_size is None else settings.batch_size
+    checks.whole("batch_size", batch_size)
+    with torch.no_grad():
+        found = classifier.eval()(prepare(features[:1])).shape[1]
+    if found != num_classes:
+        raise checks.InputError(f"classifier: expected logits of {num_classes} classes, got {found}")
     members = Members.of(labels.cpu().numpy(), ClassCounts.of_labels(labels.cpu().numpy(), num_classes))
     stage = Stage(
         name="relearn",
@@ -205,7 +217,8 @@ def _train(
         optimizer=partial(_sgd, weight_decay=settings.weight_decay),
         learning_rate=cosine(settings.learning_rate, settings.epochs),
     )
-    fit(classifier, [stage], lambda stage, epoch: _Batches(features, labels, stage, epoch, prepare))
+    with torch.enable_grad():
+        fit(classifier, [stage], lambda stage, epoch: _Batches(features.detach(), labels, stage, epoch, prepare))
     return classifier.eval()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tailwise import checks
+from tailwise.adjust.nearest_mean import class_labels
 from tailwise.adjust.unseen import bias_of_unseen, mask_unseen
 from tailwise.classifiers import FoldedClassifier, LinearClassifier
 from tailwise.counts import ClassCounts
@@ -129,10 +130,11 @@ def learn_norm_power(
     z, norms = components
     if not len(labels) or len(labels) != len(z):
         raise checks.InputError(f"labels: expected one for each of {len(z)} features, at least one, got {len(labels)}")
-    checks.labels_in_range("labels", labels.cpu().numpy(), z.shape[1])
-    checks.number("lowest", lowest, below=highest)
+    labels = class_labels(labels, z.shape[1])
+    checks.number("lowest", lowest, below=checks.number("highest", highest))
     seen = torch.bincount(labels, minlength=z.shape[1])
-    relative = norms / norms.log().mean().exp()
+    compared = (seen > 0) & (z != 0).any(dim=0)  # a row of 0 has no length to compare
+    relative = norms / norms[compared].log().mean().nan_to_num().exp()
     share = 1 / (seen[labels].double() * (seen > 0).sum())  # of each sample in the mean over classes
 
     def loss(power: float) -> float:

@@ -2,11 +2,10 @@
 
 import contextlib
 import importlib.metadata
-import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -28,12 +27,13 @@ from tailwise.recipes.build import (
 )
 from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.methods import METHODS, tde_of
+from tailwise.recipes.resume import Log, Place, fit_kept
 from tailwise.recipes.schema import Recipe
-from tailwise.recipes.second import try_second_stage
+from tailwise.recipes.second import epochs_on_images, try_second_stage
 from tailwise.recipes.trained import Trained
 from tailwise.recognizer import Recognizer
 from tailwise.seeds import mixed_seed
-from tailwise.train import EpochEnd, fit, save_checkpoint
+from tailwise.train import EpochEnd, load_checkpoint, load_state, save_checkpoint
 
 
 @runtime_checkable
@@ -46,16 +46,29 @@ class Watch(Protocol):
 
 
 def train(
-    recipes: Sequence[Recipe], seeds: Sequence[int], folder: Path, *, data_dir: Path | None, watch: Watch
+    recipes: Sequence[Recipe],
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    data_dir: Path | None,
+    watch: Watch,
+    resume: bool = False,
+    save_every: float = 60.0,
 ) -> list[runs.Run]:
     """Train every recipe with every seed; one recipe goes to `folder`, several each to a sub-folder of it.
 
     Everything is checked before anything is written: data, model and stages of every recipe are built first. A seed's
-    folder appears when it is complete.
+    folder appears when it is complete; until then what there is of it lies in seed-K.partial.
+
+    Args:
+        resume: leave out the seeds that are complete, go on with the one that is not. The results are, bit for bit,
+            those of a run that was never stopped.
+        save_every: seconds between two snapshots, beside which at most that much training is lost.
 
     Raises:
-        InputError: anything in recipes, data or folder that will not do.
+        InputError: anything in recipes, data or folder that will not do; a run of other settings to go on with.
     """
+    checks.number("save_every", save_every, at_least=0)
     for recipe in recipes:
         data = build_data(recipe, seeds[0], data_dir)
         with torch.random.fork_rng(devices=[]):
@@ -67,7 +80,32 @@ def train(
                     try_second_stage(recipe, method, model, data)
         choice_of(recipe, data.counts, data.published_counts)
     folders = {recipe.name: folder if len(recipes) == 1 else folder / recipe.title for recipe in recipes}
-    return [_train_seeds(recipe, seeds, folders[recipe.name], data_dir, watch) for recipe in recipes]
+    if resume:
+        for recipe in recipes:
+            _check_same(recipe, folders[recipe.name] / runs.RECIPE)
+    how = How(data_dir, watch, resume, save_every)
+    return [_train_seeds(recipe, seeds, folders[recipe.name], how) for recipe in recipes]
+
+
+@dataclass(frozen=True)
+class How:
+    """What a run depends on beside recipe and seed; none of it changes the result. The terms are those of `train`."""
+
+    data_dir: Path | None
+    watch: Watch
+    resume: bool
+    save_every: float
+
+
+def _check_same(recipe: Recipe, path: Path) -> None:
+    if not path.exists():
+        return
+    there, here = runs.read_json(path).get("recipe"), recipe.model_dump(mode="json")
+    if there != here:
+        differing = [key for key in here if not isinstance(there, dict) or there.get(key) != here[key]]
+        raise checks.InputError(
+            f"resume: expected the settings that {path} was begun with, got other {', '.join(differing)}"
+        )
 
 
 def _try_one_image(recipe: Recipe, model: Recognizer, data: LongTailedData) -> None:
@@ -81,7 +119,7 @@ def _try_one_image(recipe: Recipe, model: Recognizer, data: LongTailedData) -> N
         ) from error
 
 
-def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, data_dir: Path | None, watch: Watch) -> runs.Run:
+def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, how: How) -> runs.Run:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,9 +128,10 @@ def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, data_dir: P
     try:
         runs.write_json(folder / runs.RECIPE, {"format": runs.FORMAT, "recipe": recipe.model_dump(mode="json")})
         for seed in seeds:
-            _train_one(recipe, seed, folder / f"seed-{seed}", data_dir, watch)
+            if not (how.resume and (folder / f"seed-{seed}" / runs.RESULTS).exists()):
+                _train_one(recipe, seed, folder / f"seed-{seed}", how)
     except BaseException:
-        if not any(folder.glob(f"seed-*/{runs.RESULTS}")):  # nothing to keep: leave no trace
+        if not any(folder.glob("seed-*")):  # nothing to keep: leave no trace
             (folder / runs.RECIPE).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty after all: not ours alone
                 for path in made:
@@ -101,49 +140,60 @@ def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, data_dir: P
     return runs.open_run(folder)
 
 
-def _train_one(recipe: Recipe, seed: int, folder: Path, data_dir: Path | None, watch: Watch) -> None:
+def _train_one(recipe: Recipe, seed: int, folder: Path, how: How) -> None:
     start = time.perf_counter()
-    data = build_data(recipe, seed, data_dir)
+    data = build_data(recipe, seed, how.data_dir)
     label = f"{recipe.name} seed {seed}"
-    on_images = [s.stage for m, s in recipe.second.items() if m in recipe.methods and s.on == "images"]
-    watch.begin(label, sum(stage.epochs for stage in (*recipe.stages, *on_images)))
-    with cpu_threads(recipe), torch.random.fork_rng(devices=[]), runs.new_folder(folder) as written:
+    with cpu_threads(recipe), torch.random.fork_rng(devices=[]), runs.unfinished_folder(folder) as written:
+        about = {
+            "recipe": recipe.model_dump(mode="json"),
+            "seed": seed,
+            "subset_seed": subset_seed_of(recipe, seed),
+            "subset_hash": data.subset_hash,
+            "protocol": recipe.protocol,
+            "counts": list(data.counts.per_class),
+            "published_counts": list(data.published_counts.per_class),
+            "class_names": list(data.class_names),
+            "versions": versions(),
+        }
+        log = Log(written / runs.LOG)
+        epochs = {"first": sum(stage.epochs for stage in recipe.stages)}
+        epochs |= {method: epochs_on_images(recipe, method) for method in recipe.methods}
+        how.watch.begin(label, sum(epochs.values()) - len(log))
+
+        def on_epoch(end: EpochEnd, score: float | None) -> None:
+            log.write(end, score)
+            how.watch.epoch(end, score)
+
+        def place(training: str) -> Place:
+            """Of the first stages' training, or of a method's second stage."""
+            order = ["first", *recipe.methods]
+            before = sum(epochs[name] for name in order[: order.index(training)])
+            return Place(written / f"last-{training}.safetensors", how.save_every, log, before, about)
+
         torch.manual_seed(mixed_seed(seed))
         model = build_model(recipe, data.counts.num_classes)
-        keep = BestOnVal(model, data, recipe, _score(recipe, data))
-        with (written / runs.LOG).open("w") as log:
-
-            def on_epoch(end: EpochEnd, score: float | None) -> None:
-                print(json.dumps({**asdict(end), "val": score}), file=log, flush=True)
-                watch.epoch(end, score)
-
+        done = written / runs.CHECKPOINT
+        if not done.exists():
+            keep = BestOnVal(model, data, recipe, _score(recipe, data))
             stages = build_stages(recipe.stages, recipe, model, data, seed)
-            load = build_load(recipe.stages, data, seed)
-            fit(model, stages, load, on_epoch=lambda end: on_epoch(end, keep.consider()))
-            epoch = keep.restore()
-            about = {
-                "recipe": recipe.model_dump(mode="json"),
-                "seed": seed,
-                "subset_seed": subset_seed_of(recipe, seed),
-                "subset_hash": data.subset_hash,
-                "protocol": recipe.protocol,
-                "epoch": epoch,
-                "counts": list(data.counts.per_class),
-                "published_counts": list(data.published_counts.per_class),
-                "class_names": list(data.class_names),
-                "versions": versions(),
-            }
-            digest = save_checkpoint(written / runs.CHECKPOINT, model.state_dict(), about)
-            trained = Trained(written, recipe, seed, model.eval(), digest, about, lambda: data)
-            trained.stores.val()  # kept whether or not a row needs it
-            rows = {}
-            for method in recipe.methods:
-                second = METHODS[method].adjust == "second-stage"
-                rows[method] = trained.adjust(method, on_epoch=on_epoch)[0] if second else trained.row(method)
-        result = {**about, "checkpoint": digest, "rows": rows, "seconds": time.perf_counter() - start}
+            epoch = fit_kept(model, stages, build_load(recipe.stages, data, seed), keep, place("first"), on_epoch)
+            save_checkpoint(done, model.state_dict(), {**about, "epoch": epoch})
+        checkpoint = load_checkpoint(done)
+        load_state(model, checkpoint.state)
+        meta, digest = checkpoint.meta, checkpoint.digest
+        trained = Trained(written, recipe, seed, model.eval(), digest, meta, lambda: data, place)
+        trained.stores.val()  # kept whether or not a row needs it
+        rows = {}
+        for method in recipe.methods:
+            to_train = METHODS[method].adjust == "second-stage" and not trained.has(method)
+            rows[method] = trained.adjust(method, on_epoch=on_epoch)[0] if to_train else trained.row(method)
+        for snapshot in written.glob("last-*.safetensors"):
+            snapshot.unlink()
+        result = {**meta, "checkpoint": digest, "rows": rows, "seconds": time.perf_counter() - start}
         runs.write_json(written / runs.RESULTS, result)
     accuracy = ", ".join(f"{method} {row['all']:.1f}" for method, row in rows.items())
-    watch.done(label, f"epoch {epoch} kept, test {accuracy}")
+    how.watch.done(label, f"epoch {meta['epoch']} kept, test {accuracy}")
 
 
 def _score(recipe: Recipe, data: LongTailedData) -> Callable[[Recognizer, Store], float] | None:

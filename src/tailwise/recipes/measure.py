@@ -13,9 +13,10 @@ from tailwise.evaluate import metric
 from tailwise.recipes import runs
 from tailwise.recipes.adjusters import strength_name, sweep
 from tailwise.recipes.build import build_model
+from tailwise.recipes.resume import OnEpoch
 from tailwise.recipes.rows import row_of
 from tailwise.recipes.schema import Recipe
-from tailwise.recipes.second import OnEpoch, adjusted_path, load_adjusted, unwatched
+from tailwise.recipes.second import adjusted_path, load_adjusted, unwatched
 from tailwise.recipes.trained import AS_IT_IS, Asked, Trained, trained_data
 from tailwise.recognizer import Recognizer
 from tailwise.train import Checkpoint, load_checkpoint, load_state
@@ -111,12 +112,6 @@ def sweep_strength(
         raise checks.InputError(f"{path.parent}: cannot make the folder ({error.strerror})") from error
     runs.write_json(path, curve)
     return curve, path
-
-
-def epochs_of(recipe: Recipe, method: str) -> int:
-    """Epochs on images that adjusting by a method takes; 0 where stored features do."""
-    settings = recipe.second.get(method)
-    return settings.stage.epochs if settings and settings.on == "images" else 0
 
 
 def grid(method: str, highest: float | None, step: float) -> tuple[float, ...]:

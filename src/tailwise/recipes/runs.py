@@ -7,7 +7,6 @@ RUN/seed-0/ holds checkpoint.safetensors (the weights the protocol chose), resul
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from tailwise.recipes.schema import Recipe
 
 FORMAT = "tailwise-run/1"
 RECIPE, CHECKPOINT, RESULTS, LOG = "recipe.json", "checkpoint.safetensors", "results.json", "log.jsonl"
+PARTIAL = ".partial"
 RESULT_KEYS = {"seed", "subset_hash", "protocol", "published_counts", "versions", "checkpoint", "rows"}
 
 
@@ -124,26 +124,43 @@ def free_folder(name: str, out: Path | None) -> Path:
     return folder
 
 
+def last_folder(name: str, out: Path | None) -> Path:
+    """Where the run that is to go on lies: `out`, or the newest of runs/NAME, runs/NAME-2, ...; it may not be there."""
+    if out is not None:
+        return out
+    folder, number = Path("runs") / name, 2
+    while (later := Path("runs") / f"{name}-{number}").exists():
+        folder, number = later, number + 1
+    return folder
+
+
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
+def unfinished_folder(path: Path) -> Iterator[Path]:
+    """`path` with ".partial" behind it, which becomes `path` when the block ends well.
+
+    When it does not, what a first attempt left goes if the input was wrong or nothing was saved, and stays otherwise,
+    to be gone on from.
 
     Raises:
         InputError: the folder cannot be written.
     """
+    partial = path.with_name(f"{path.name}{PARTIAL}")
+    first = not partial.exists()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        partial.mkdir(parents=True, exist_ok=True)
+        for leftover in [child for child in partial.rglob(".*") if child.name.startswith(".")]:  # of a killed write
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     except OSError as error:
         raise checks.InputError(f"{path}: cannot make the folder ({error.strerror})") from error
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        os.replace(temporary, path)
+        yield partial
+        os.replace(partial, path)
     except OSError as error:
         raise checks.InputError(f"{path}: cannot write ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException as error:
+        if first and (isinstance(error, checks.InputError) or not any(partial.rglob("*.safetensors"))):
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -152,10 +169,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write atomically, as `write_json`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w") as file:
-            file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

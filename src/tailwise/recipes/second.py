@@ -25,13 +25,12 @@ from tailwise.evaluate import Store
 from tailwise.recipes.adjusters import features_of, labels_of
 from tailwise.recipes.build import build_load, build_second_classifier, build_stages, cpu_threads
 from tailwise.recipes.keep import BestOnVal
+from tailwise.recipes.resume import OnEpoch, Place, fit_kept
 from tailwise.recipes.schema import Recipe, SecondStageSettings
 from tailwise.recipes.stores import Stores
 from tailwise.recognizer import Recognizer
 from tailwise.seeds import mixed_seed
-from tailwise.train import EpochEnd, fit, load_checkpoint, load_state, save_checkpoint
-
-OnEpoch = Callable[[EpochEnd, float | None], None]
+from tailwise.train import EpochEnd, load_checkpoint, load_state, save_checkpoint
 
 
 def unwatched(end: EpochEnd, val: float | None) -> None:
@@ -57,11 +56,18 @@ def train_second_stage(
     seed: int,
     *,
     on_epoch: OnEpoch,
+    place: Place | None = None,
 ) -> SecondStage:
     """Train the second stage of a method; the first stage's model is left as it was.
 
     What is drawn and initialised depends on (seed, method) alone, so that it does not matter whether the stage follows
     at once or years later. Unseen classes are masked in the result.
+
+    Args:
+        data: gives the images, if they are needed.
+        counts: images per class that the first stage was trained on.
+        on_epoch: told of every epoch on images.
+        place: where snapshots are kept, if anywhere, and gone on from.
 
     Raises:
         InputError: a first stage of other classes or width, settings that do not fit, training that diverges.
@@ -76,7 +82,7 @@ def train_second_stage(
             epoch = settings.stage.epochs
             model.classifier = _on_features(recipe, settings, model.classifier, first, stores.train(), own_seed)
         else:
-            epoch = _on_images(recipe, settings, model, data(), own_seed, on_epoch)
+            epoch = _on_images(recipe, settings, model, data(), own_seed, on_epoch, place)
             model.classifier = folded(model.classifier, counts, allow_unseen=recipe.allow_unseen)
     model.eval()
     return SecondStage(model, epoch, has_own_features(settings))
@@ -94,6 +100,12 @@ def second_classifier(settings: SecondStageSettings, first: Recognizer, counts: 
     width = first.backbone.num_features
     assert isinstance(width, int)
     return build_second_classifier(settings.classifier, first.classifier, width, counts.num_classes)
+
+
+def epochs_on_images(recipe: Recipe, method: str) -> int:
+    """Epochs on images that a method takes; 0 where stored features do."""
+    settings = recipe.second.get(method)
+    return settings.stage.epochs if settings and settings.on == "images" else 0
 
 
 def has_own_features(settings: SecondStageSettings) -> bool:
@@ -133,16 +145,11 @@ def _on_images(
     data: LongTailedData,
     seed: int,
     on_epoch: OnEpoch,
+    place: Place | None,
 ) -> int:
     stages = build_stages([settings.stage], recipe, model, data, seed)
-    keep = BestOnVal(model, data, recipe)
-    fit(
-        model,
-        stages,
-        build_load([settings.stage], data, seed),
-        on_epoch=lambda end: on_epoch(end, keep.consider()),
-    )
-    return keep.restore()
+    load = build_load([settings.stage], data, seed)
+    return fit_kept(model, stages, load, BestOnVal(model, data, recipe), place, on_epoch)
 
 
 def folded(classifier: nn.Module, counts: ClassCounts, *, allow_unseen: bool) -> nn.Module:

@@ -12,10 +12,10 @@ from tailwise.data import LongTailedData
 from tailwise.recipes.adjusters import Alpha, Choice, Power, adjusted, choice_of
 from tailwise.recipes.build import build_data
 from tailwise.recipes.methods import METHODS
+from tailwise.recipes.resume import OnEpoch, Place
 from tailwise.recipes.rows import Row, adjusted_row, own_row
 from tailwise.recipes.schema import Recipe
 from tailwise.recipes.second import (
-    OnEpoch,
     adjusted_path,
     load_adjusted,
     save_adjusted,
@@ -43,7 +43,7 @@ class Trained:
     """A seed's model in eval mode, and its folder.
 
     recipe: may differ from the one trained by in what comes after. about: the checkpoint's own record. find_data: gives
-    the images, where they are needed.
+    the images, where they are needed. place: where a second stage keeps its snapshots, if anywhere.
     """
 
     folder: Path
@@ -53,6 +53,7 @@ class Trained:
     digest: str
     about: dict[str, Any]
     find_data: Callable[[], LongTailedData]
+    place: Callable[[str], Place | None] = lambda _: None
 
     @cached_property
     def data(self) -> LongTailedData:
@@ -127,6 +128,7 @@ class Trained:
                 self.counts,
                 self.seed,
                 on_epoch=on_epoch,
+                place=self.place(method),
             )
             settings = self.recipe.second[method].model_dump(mode="json")
             about |= {"second": settings, "epoch": made.epoch, "allow_unseen": self.recipe.allow_unseen}

@@ -3,6 +3,7 @@
 from tailwise.train.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint
 from tailwise.train.loop import Batches, EpochEnd, fit, only_trainable
 from tailwise.train.schedules import Schedule, constant, cosine, multistep
+from tailwise.train.snapshot import Snapshot, snapshot_of
 from tailwise.train.stage import Sampler, Stage
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "EpochEnd",
     "Sampler",
     "Schedule",
+    "Snapshot",
     "Stage",
     "constant",
     "cosine",
@@ -20,4 +22,5 @@ __all__ = [
     "multistep",
     "only_trainable",
     "save_checkpoint",
+    "snapshot_of",
 ]

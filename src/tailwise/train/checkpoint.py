@@ -1,5 +1,6 @@
 """Checkpoints: safetensors with a JSON header. Loading one never runs code."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -55,12 +56,23 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], meta: Mapping[str, 
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+        _flush_folder(path.parent)
     except (OSError, safetensors.SafetensorError) as error:
         raise checks.InputError(f"{path}: cannot write the checkpoint ({error})") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return digest
+
+
+def _flush_folder(folder: Path) -> None:
+    # the new name itself must outlive a loss of power; not every system lets a folder be opened
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

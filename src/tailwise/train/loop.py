@@ -5,12 +5,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from tailwise import checks
+from tailwise.train.snapshot import Progress, Snapshot, put_back, take_snapshot
 from tailwise.train.stage import Stage
 
 
@@ -48,6 +51,8 @@ def fit(
     load: Callable[[Stage, int], Batches],
     *,
     on_epoch: Callable[[EpochEnd], None] = lambda _: None,
+    on_pause: Callable[[Callable[[], Snapshot]], None] = lambda _: None,
+    resume: Snapshot | None = None,
 ) -> None:
     """Train `model` through `stages`, in place.
 
@@ -60,37 +65,51 @@ def fit(
         stages: in order; each starts with a fresh optimiser.
         load: (stage, epoch counted from 1) -> that epoch's batches.
         on_epoch: called after each epoch; may put the model in eval mode.
+        on_pause: called between any two steps with a function that takes a snapshot, for whoever wants one.
+        resume: go on from this snapshot; the rest is, bit for bit, what it would have been.
 
     Raises:
-        InputError: an unknown module name in `trainable`, an epoch without a batch, or a loss that is not finite.
+        InputError: an unknown module name in `trainable`, an epoch without a batch, a loss that is not finite, or a
+            snapshot that does not fit.
     """
-    for stage in stages:
+    first = resume.progress["stage"] if resume else 0
+    for number, stage in enumerate(stages[first:], first):
         with only_trainable(model, stage.trainable, bn_drift=stage.legacy_bn_drift) as set_train_mode:
             optimizer = stage.optimizer([p for p in model.parameters() if p.requires_grad])
-            for epoch in range(1, stage.epochs + 1):
+            done = put_back(resume, model, optimizer) if resume and number == first else Progress(stage=number)
+            while done.epoch <= stage.epochs:
                 set_train_mode()
-                batches = load(stage, epoch)
+                batches = load(stage, done.epoch)
                 if not len(batches):
                     raise checks.InputError(
                         f"batch_size: expected at most the number of training images with drop_last, "
                         f"got {stage.batch_size}"
                     )
-                start, images_seen, lr = time.perf_counter(), 0, math.nan
-                loss_sum: Tensor | float = 0.0
-                for step, (images, labels) in enumerate(batches):
-                    lr = stage.learning_rate(epoch - 1 + step / len(batches))
-                    stage.on_learning_rate(lr)
+                start = time.perf_counter() - done.seconds
+                for images, labels in islice(batches, done.batch, None):
+                    done.learning_rate = stage.learning_rate(done.epoch - 1 + done.batch / len(batches))
+                    stage.on_learning_rate(done.learning_rate)
                     for group in optimizer.param_groups:
-                        group["lr"] = lr
-                    loss_sum = loss_sum + _step(model, optimizer, stage, images, labels) * len(labels)
-                    images_seen += len(labels)
-                loss = float(loss_sum) / images_seen
-                if not math.isfinite(loss) or not all(p.isfinite().all() for p in model.parameters()):
-                    raise checks.InputError(
-                        f"stage '{stage.name}': training diverged in epoch {epoch}, "
-                        f"loss {loss:g} at learning rate {lr:g}"
-                    )
-                on_epoch(EpochEnd(stage.name, epoch, stage.epochs, loss, lr, images_seen, time.perf_counter() - start))
+                        group["lr"] = done.learning_rate
+                    loss = _step(model, optimizer, stage, images, labels)
+                    done.loss_sum = done.loss_sum + loss * len(labels)
+                    done.images += len(labels)
+                    done.batch += 1
+                    done.seconds = time.perf_counter() - start
+                    on_pause(partial(take_snapshot, model, optimizer, done))
+                on_epoch(_epoch_end(model, stage, done))
+                done = Progress(stage=number, epoch=done.epoch + 1)
+                on_pause(partial(take_snapshot, model, optimizer, done))
+
+
+def _epoch_end(model: nn.Module, stage: Stage, done: Progress) -> EpochEnd:
+    loss = float(done.loss_sum) / done.images
+    if not math.isfinite(loss) or not all(p.isfinite().all() for p in model.parameters()):
+        raise checks.InputError(
+            f"stage '{stage.name}': training diverged in epoch {done.epoch}, "
+            f"loss {loss:g} at learning rate {done.learning_rate:g}"
+        )
+    return EpochEnd(stage.name, done.epoch, stage.epochs, loss, done.learning_rate, done.images, done.seconds)
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, stage: Stage, images: Tensor, labels: Tensor) -> Tensor:

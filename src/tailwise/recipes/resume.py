@@ -1,0 +1,105 @@
+"""Unfinished training on disk: snapshots now and then, and the way back from the last one."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tailwise import checks
+from tailwise.recipes.keep import BestOnVal
+from tailwise.recipes.runs import write_text
+from tailwise.recognizer import Recognizer
+from tailwise.train import Batches, EpochEnd, Snapshot, Stage, fit, load_checkpoint, save_checkpoint, snapshot_of
+
+OnEpoch = Callable[[EpochEnd, float | None], None]
+
+
+class Log:
+    """A line of JSON per epoch, on disk at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    def __len__(self) -> int:
+        return len(self.path.read_text().splitlines())
+
+    def write(self, end: EpochEnd, val: float | None) -> None:
+        """Add an epoch."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({**asdict(end), "val": val}) + "\n")
+
+    def keep(self, lines: int) -> None:
+        """Forget what came after the first lines: it will be done again. A line that was cut off is among it."""
+        kept = self.path.read_text().splitlines(keepends=True)[:lines]
+        write_text(self.path, "".join(kept))
+
+
+class Place:
+    """Where the snapshots of one stage's training are kept.
+
+    path: the file. every: seconds between two of them. log: cut back to where the snapshot was taken. before: lines of
+    the log that were there before this training. about: what a snapshot must have been made by to be gone on from.
+    """
+
+    def __init__(self, path: Path, every: float, log: Log, before: int, about: dict[str, Any]) -> None:
+        self.path, self.every, self.log, self.before, self.about = path, every, log, before, about
+        self.saved = time.monotonic()
+
+    def save_if_due(self, take: Callable[[], Snapshot], keep: BestOnVal) -> None:
+        """Write a snapshot, with the best weights so far, if the last one is old enough."""
+        if time.monotonic() - self.saved < self.every:
+            return
+        snapshot = take()
+        tensors = snapshot.tensors | {f"best.{name}": tensor for name, tensor in keep.state.items()}
+        kept = {"epoch": keep.epoch, "best_epoch": keep.best_epoch, "best": keep.best}
+        meta = {"about": self.about, "progress": snapshot.progress, "kept": kept, "log": len(self.log)}
+        save_checkpoint(self.path, tensors, meta)
+        self.saved = time.monotonic()
+
+    def load(self, keep: BestOnVal) -> Snapshot | None:
+        """The snapshot here, None if there is none; `keep` and the log go back to where it was taken.
+
+        Raises:
+            InputError: a corrupt file, or a snapshot of other training.
+        """
+        if not self.path.exists():
+            self.log.keep(self.before)
+            return None
+        checkpoint = load_checkpoint(self.path)
+        if checkpoint.meta.get("about") != self.about:
+            raise checks.InputError(
+                f"{self.path}: a snapshot of other settings, data or versions; it cannot go on here"
+            )
+        best: dict[str, Tensor] = {}
+        rest: dict[str, Tensor] = {}
+        for name, tensor in checkpoint.state.items():
+            (best if name.startswith("best.") else rest)[name.removeprefix("best.")] = tensor
+        kept = checkpoint.meta["kept"]
+        keep.epoch, keep.best_epoch, keep.best, keep.state = kept["epoch"], kept["best_epoch"], kept["best"], best
+        self.log.keep(checkpoint.meta["log"])
+        return snapshot_of(rest, checkpoint.meta["progress"])
+
+
+def fit_kept(
+    model: Recognizer,
+    stages: Sequence[Stage],
+    load: Callable[[Stage, int], Batches],
+    keep: BestOnVal,
+    place: Place | None,
+    on_epoch: OnEpoch,
+) -> int:
+    """Train, from the snapshot in `place` if there is one, and put the weights to keep back; returns their epoch."""
+    fit(
+        model,
+        stages,
+        load,
+        on_epoch=lambda end: on_epoch(end, keep.consider()),
+        on_pause=lambda take: place.save_if_due(take, keep) if place else None,
+        resume=place.load(keep) if place else None,
+    )
+    return keep.restore()

@@ -1,0 +1,83 @@
+"""Where training stands between two steps, and everything needed to go on exactly from there."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tailwise import checks
+from tailwise.train.checkpoint import load_state
+
+
+@dataclass
+class Progress:
+    """How far training has come. stage from 0, epoch of the stage from 1, batch: how many of the epoch are done.
+
+    images, seconds, loss_sum (over samples): of the epoch so far. learning_rate: of the last step.
+    """
+
+    stage: int = 0
+    epoch: int = 1
+    batch: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    learning_rate: float = 0.0
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Training between two steps. tensors: of model, optimiser, random state. progress: JSON values of `Progress`."""
+
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+
+
+def take_snapshot(model: nn.Module, optimizer: Optimizer, progress: Progress) -> Snapshot:
+    """Training as it stands, in copies."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors |= {"random": torch.get_rng_state(), "loss_sum": progress.loss_sum}
+    if torch.cuda.is_available():
+        tensors["random_device"] = torch.cuda.get_rng_state()
+    values = {name: value for name, value in asdict(progress).items() if name != "loss_sum"}
+    return Snapshot({name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, values)
+
+
+def put_back(snapshot: Snapshot, model: nn.Module, optimizer: Optimizer) -> Progress:
+    """Bring model, optimiser and random state to where the snapshot was taken; returns how far that was.
+
+    Raises:
+        InputError: names or shapes that do not fit.
+    """
+    load_state(model, snapshot.tensors, prefix="model.")
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in snapshot.tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            number, _, key = rest.partition(".")
+            state.setdefault(int(number), {})[key] = tensor
+    # the groups are the stage's own: its schedule sets their learning rate at every step
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(snapshot.tensors["random"])
+    if torch.cuda.is_available() and "random_device" in snapshot.tensors:
+        torch.cuda.set_rng_state(snapshot.tensors["random_device"])
+    return Progress(**snapshot.progress, loss_sum=snapshot.tensors["loss_sum"].clone())
+
+
+def snapshot_of(tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> Snapshot:
+    """The snapshot in a file.
+
+    Raises:
+        InputError: what stands there is no progress of training.
+    """
+    for name, least in (("stage", 0), ("epoch", 1), ("batch", 0), ("images", 0)):
+        checks.whole(name, progress.get(name, -1), at_least=least)
+    absent = {"random", "loss_sum"} - tensors.keys()
+    if absent or progress.keys() != asdict(Progress()).keys() - {"loss_sum"}:
+        raise checks.InputError(f"snapshot: expected {', '.join(sorted(absent)) or 'other progress'}, got none")
+    return Snapshot(tensors, dict(progress))

@@ -1,0 +1,253 @@
+"""Training that was stopped goes on where it stopped, to the same bits."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from tailwise import InputError, Stage, fit
+from tailwise.classifiers import CausalClassifier
+from tailwise.recipes import experiment, runs
+from tailwise.recipes.catalog import find
+from tailwise.recipes.overrides import override
+from tailwise.sampling import EpochSampler, instance_draw
+from tailwise.train import Snapshot, cosine, load_checkpoint, save_checkpoint, snapshot_of
+
+# ---- the loop
+
+
+def stages(optimizer=torch.optim.SGD, **settings):
+    settings = {"momentum": 0.9, "weight_decay": 1e-3} if optimizer is torch.optim.SGD else settings
+    return [
+        Stage(
+            name=name,
+            epochs=epochs,
+            batch_size=8,
+            sampler=EpochSampler(partial(instance_draw, 28, epochs), batch_size=8),
+            loss=torch.nn.functional.cross_entropy,
+            optimizer=partial(optimizer, lr=1.0, **settings),
+            learning_rate=cosine(0.05, epochs),
+            trainable=trainable,
+        )
+        for name, epochs, trainable in (("all", 3, ("",)), ("last", 2, ("1",)))
+    ]
+
+
+def model():
+    torch.manual_seed(0)
+    dropout = torch.nn.Dropout(0.3)  # draws from torch's random state at every step
+    body = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), dropout)
+    return torch.nn.Sequential(body, CausalClassifier(8, 3))
+
+
+def load(stage, epoch):
+    x = torch.randn(28, 6, generator=torch.Generator().manual_seed(1))
+    y = torch.arange(28) % 3
+    return [(x[i], y[i]) for i in stage.sampler.indices(epoch).split(8)]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_from_every_pause_the_rest_is_the_same(optimizer, tmp_path):
+    snapshots, ends, whole = [], [], model()
+    fit(
+        whole,
+        stages(optimizer),
+        load,
+        on_epoch=ends.append,
+        on_pause=lambda take: snapshots.append((take(), len(ends))),
+    )
+    assert len(snapshots) == 5 * (4 + 1)  # after every step, and again when the epoch is told
+    for snapshot, told in snapshots:
+        path = tmp_path / "s.safetensors"
+        save_checkpoint(path, snapshot.tensors, snapshot.progress)
+        read = load_checkpoint(path)
+        twin, again = model(), []
+        torch.manual_seed(123)  # where the process stands does not matter
+        fit(twin, stages(optimizer), load, on_epoch=again.append, resume=snapshot_of(read.state, read.meta))
+        for name, tensor in whole.state_dict().items():
+            assert torch.equal(twin.state_dict()[name], tensor), name
+        assert [(end.stage, end.epoch, end.loss, end.images) for end in again] == [
+            (end.stage, end.epoch, end.loss, end.images) for end in ends[told:]
+        ]
+
+
+def test_a_snapshot_is_a_copy():
+    snapshots = []
+    fit(model(), stages(), load, on_pause=lambda take: snapshots.append(take()))
+    weights = [snapshot.tensors["model.1.weight"] for snapshot in snapshots]
+    assert not torch.equal(weights[0], weights[1])
+
+
+def test_a_snapshot_that_does_not_fit_is_named():
+    snapshots = []
+    fit(model(), stages(), load, on_pause=lambda take: snapshots.append(take()))
+    other = torch.nn.Sequential(torch.nn.Linear(6, 8), CausalClassifier(8, 3))
+    with pytest.raises(InputError, match=r"does not fit the model: .*0\.0\.weight is unknown"):
+        fit(other, stages(), load, resume=snapshots[0])
+    for broken in ({}, {**snapshots[0].progress, "epoch": 0}, {**snapshots[0].progress, "more": 1}):
+        with pytest.raises(InputError):
+            snapshot_of(snapshots[0].tensors, broken)
+    assert isinstance(snapshot_of(snapshots[0].tensors, snapshots[0].progress), Snapshot)
+
+
+# ---- runs
+
+
+SETTINGS = ["stages.0.epochs=4", "second.crt.stage.epochs=2", "second.lws.stage.epochs=1"]
+
+
+class StopError(Exception):
+    pass
+
+
+class Stopping:
+    """Stops training after so many epochs, as a fault of the machine would."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def begin(self, label, epochs):
+        self.epochs = epochs
+
+    def epoch(self, end, val):
+        self.left -= 1
+        self.epochs -= 1
+        if not self.left:
+            raise StopError
+
+    def done(self, label, line): ...
+
+
+def run(folder, watch, *, settings=(), seeds=(0, 1), **how):
+    recipes = override(find("digits-lt/decoupling"), [*SETTINGS, *settings])
+    return experiment.train(recipes, seeds, folder, data_dir=None, watch=watch, **how)[0]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("runs") / "whole", Stopping(-1))
+
+
+def same(one, other):
+    """Everything but the time it took."""
+    for a, b in zip(one.seeds, other.seeds, strict=True):
+        left, right = ({k: v for k, v in seed.results().items() if k != "seconds"} for seed in (a, b))
+        assert left == right
+        logs = [[json.loads(line) for line in (s.path / runs.LOG).read_text().splitlines()] for s in (a, b)]
+        assert [{**line, "seconds": 0} for line in logs[0]] == [{**line, "seconds": 0} for line in logs[1]]
+        files = [sorted(str(p.relative_to(s.path)) for p in s.path.rglob("*")) for s in (a, b)]
+        assert files[0] == files[1]
+        for path in a.path.rglob("*.safetensors"):
+            assert load_checkpoint(path).digest == load_checkpoint(b.path / path.relative_to(a.path)).digest
+    return True
+
+
+@pytest.mark.parametrize("after", [1, 4, 5, 7, 9])
+@pytest.mark.parametrize("save_every", [0.0, 1e9])
+def test_a_stopped_run_goes_on_to_the_same_end(whole, tmp_path, after, save_every):
+    """In the first stage, at its end, in either second stage, in the second seed; with snapshots and without."""
+    with pytest.raises(StopError):
+        run(tmp_path / "a", Stopping(after), save_every=save_every)
+    assert (tmp_path / "a/seed-0").exists() == (after > 7)
+    watch = Stopping(-1)
+    assert same(whole, run(tmp_path / "a", watch, save_every=save_every, resume=True))
+
+
+def test_resuming_what_was_never_begun_begins_it(whole, tmp_path):
+    assert same(whole, run(tmp_path / "a", Stopping(-1), resume=True))
+
+
+def test_resuming_a_finished_run_trains_nothing_and_adds_seeds(whole, tmp_path):
+    shutil.copytree(whole.path, tmp_path / "a")
+    shutil.rmtree(tmp_path / "a/seed-1")
+    before = (tmp_path / "a/seed-0/results.json").stat().st_mtime_ns
+    watch = Stopping(-1)
+    assert same(whole, run(tmp_path / "a", watch, resume=True))
+    assert (tmp_path / "a/seed-0/results.json").stat().st_mtime_ns == before
+
+
+def test_resuming_with_other_settings_is_refused(whole, tmp_path):
+    with pytest.raises(StopError):
+        run(tmp_path / "a", Stopping(2), save_every=0.0)
+    before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"settings that .*recipe\.json was begun with, got other stages"):
+        run(tmp_path / "a", Stopping(-1), settings=["stages.0.epochs=5"], resume=True)
+    snapshot = tmp_path / "a/seed-0.partial/last-first.safetensors"
+    content = bytearray(snapshot.read_bytes())
+    content[-1] ^= 1
+    snapshot.write_bytes(content)
+    with pytest.raises(InputError, match=r"last-first\.safetensors: corrupt"):
+        run(tmp_path / "a", Stopping(-1), resume=True)
+    snapshot.write_bytes(before[snapshot])  # and nothing was lost
+    assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()} == before
+    assert same(whole, run(tmp_path / "a", Stopping(-1), resume=True))
+
+
+def test_a_full_disk_is_named_and_the_last_snapshot_stands(whole, tmp_path, monkeypatch):
+    with pytest.raises(StopError):
+        run(tmp_path / "a", Stopping(2), save_every=0.0)
+    before = load_checkpoint(tmp_path / "a/seed-0.partial/last-first.safetensors").digest
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tailwise.train.checkpoint.save_file", full)
+        with pytest.raises(InputError, match=r"cannot write the checkpoint .*No space left"):
+            run(tmp_path / "a", Stopping(-1), save_every=0.0, resume=True)
+    assert load_checkpoint(tmp_path / "a/seed-0.partial/last-first.safetensors").digest == before
+    assert same(whole, run(tmp_path / "a", Stopping(-1), resume=True))
+
+
+# ---- SIGKILL
+
+
+def command(folder, *more):
+    arguments = ["train", "digits-lt/decoupling", *SETTINGS, "--seeds", "2", "--out", str(folder), "--save-every", "0"]
+    return [sys.executable, "-m", "tailwise", *arguments, *more]
+
+
+def kill_somewhere(folder, rng, *, within):
+    """Run (again) and kill at a random moment; True if the run was over before."""
+    process = subprocess.Popen(
+        command(folder, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        _, err = process.communicate(timeout=rng.uniform(*within))
+        assert process.returncode == 0, err
+        return True
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return False
+
+
+def every_visible_file_is_whole(folder):
+    for path in folder.rglob("*"):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if path.suffix == ".safetensors":
+            load_checkpoint(path)
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+    return True
+
+
+def test_killed_at_random_moments_the_run_ends_as_if_it_had_not(whole, tmp_path):
+    folder, rng, kills = tmp_path / "a", random.Random(time.time_ns()), 0
+    while kills < 3:
+        if kill_somewhere(folder, rng, within=(2.5, 8)):  # the first two seconds are imports
+            break
+        kills += 1
+        assert not folder.exists() or every_visible_file_is_whole(folder)
+    done = subprocess.run(command(folder, "--resume"), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert same(whole, runs.open_run(folder))
