@@ -25,7 +25,7 @@ from tailwise.seeds import mixed_seed
 from tailwise.shapes import Float, Int
 from tailwise.train import Stage, cosine, fit
 
-SPREAD = 0.5  # of each feature about its mean, as in a ResNet: cRT's steps are taken on features brought to it
+LENGTH = 7.0  # mean squared length per class of the features that cRT's steps are taken on
 Classifier = TypeVar("Classifier", bound=nn.Module)
 
 
@@ -85,9 +85,10 @@ def fit_crt(
 
     Kang et al. 2020, cRT, with stored features in place of augmented images. Arguments and errors as in `relearn`.
 
-    The steps are taken on (x - mean) * s, where s brings the mean standard deviation of the D features to that of a
-    ResNet's, 0.5, and are folded back into W and b: the learning rate then suits features of any origin and scale, and
-    the mean, which all samples share, does not slow it down.
+    The steps are taken on (x - mean) * s and folded back into W and b, where s brings the mean squared length to 7 C: a
+    class is the target of one sample in C, so that a step moves its logits by about learning_rate * |x|^2 / C. One
+    learning rate then suits features of any origin, width and number of classes, and the mean, which all samples
+    share, slows nothing down.
 
     Args:
         allow_unseen: let a class without a training image be predicted.
@@ -101,7 +102,7 @@ def fit_crt(
     labels, features = check_samples(features, labels, num_classes), features.detach()
     center = features.double().mean(dim=0).float()
     squares = sum(float(((part - center).double() ** 2).sum()) for part in torch.split(features, 4096))
-    scale = SPREAD / math.sqrt(squares / features.numel()) if squares else 1.0
+    scale = math.sqrt(LENGTH * num_classes * len(features) / squares) if squares else 1.0
     with torch.random.fork_rng(devices=[]):  # the first weights depend on `seed` alone
         torch.manual_seed(mixed_seed(seed))
         linear = LinearClassifier(features.shape[1], num_classes).to(features.device)
