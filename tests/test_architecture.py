@@ -11,7 +11,7 @@ import tailwise
 
 SRC = Path(tailwise.__file__).parent
 LAYERS = [
-    {"shapes", "checks", "seeds", "recognizer"},
+    {"shapes", "checks", "seeds", "recognizer", "ranks"},
     {"counts"},
     {"data", "sampling", "backbones", "classifiers", "losses", "train", "evaluate"},
     {"adjust", "methods"},

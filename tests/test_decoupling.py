@@ -502,21 +502,22 @@ def test_an_mlp_learns_what_no_plane_divides():
 # --------------------------------------------------------------------------------------------------------- cRT
 
 
-def standardized(features):
-    """(x - mean) * s and s, which makes the mean of the standard deviations 0.5."""
+def standardized(features, num_classes):
+    """(x - mean) * s and s, which brings the mean squared length to 7 C."""
     x = np.array(rows(features))
-    factor = 0.5 / np.mean(x.std(axis=0))
-    return (x - x.mean(axis=0)) * factor, factor
+    x = x - x.mean(axis=0)
+    factor = math.sqrt(7 * num_classes / np.mean([length(v) ** 2 for v in x.tolist()]))
+    return x * factor, factor
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (30.0, 100.0)], ids=str)
 def test_crt_goes_to_the_class_balanced_optimum(scale, shift):
     """That of the weights on (x - mean) * s: what they decay to depends on where and how long the features are."""
     x, y = long_tail()
-    x, decay = (scale * (x / x.std(dim=0)) + shift).float(), 0.02
+    x, decay = (scale * x * torch.tensor([1.0, 2.0]) + shift).float(), 0.02
     fold = fit_crt(x, y, 3, epochs=400, batch_size=96, weight_decay=decay)
-    z, factor = standardized(x)
-    weight, bias = oracle_linear(z, y, 3, decay, balanced_shares(y))
+    z, factor = standardized(x, 3)
+    weight, bias = oracle_linear(z, y, 3, decay, balanced_shares(y), rate=0.1)
     weight = weight * factor
     assert_close(fold.weight, weight, 0.01)
     queries = scale * 3 * normal(31, 2000, 2, dtype=torch.float32) + shift
@@ -524,7 +525,7 @@ def test_crt_goes_to_the_class_balanced_optimum(scale, shift):
     assert_close(fold(queries), expected, 0.01)
     assert (fold(queries).argmax(dim=1).numpy() == expected.argmax(axis=1)).mean() > 0.99
     # the ordinary optimum is another: the tolerance above tells the two apart
-    plain, _ = oracle_linear(z, y, 3, decay, np.full(len(y), 1 / len(y)))
+    plain, _ = oracle_linear(z, y, 3, decay, np.full(len(y), 1 / len(y)), rate=0.1)
     assert np.abs(plain * factor - weight).max() > 0.05 * np.abs(weight).max()
 
 
@@ -578,7 +579,8 @@ def test_crt_depends_on_its_seed_alone():
 
 
 def test_crt_starts_from_fresh_weights_of_its_seed():
-    x, y = normal(32, 400, 64, dtype=torch.float32) / 2, torch.arange(400) % 20  # of deviation 0.5: taken as they are
+    x, y = normal(32, 400, 64, dtype=torch.float32), torch.arange(400) % 20
+    x *= math.sqrt(7 * 20 / 64)  # squared lengths of 7 C: taken as they are
     first, other = (fit_crt(x, y, 20, epochs=1, learning_rate=1e-12, seed=seed).weight for seed in (0, 1))
     for weight in (first, other):  # as a linear classifier is made
         assert 0.12 < weight.abs().max() <= 1.02 / math.sqrt(64)
@@ -1000,15 +1002,24 @@ def test_bias_free_lws_masks_too():
     assert logits.isinf().tolist() == [[False, False, True, False, False]] * 4
 
 
-def test_the_scale_of_all_weights_changes_nothing_beside_a_row_of_zeros():
+@pytest.mark.parametrize("zero", [1, 3], ids=["that occurs", "that does not"])
+def test_the_scale_of_all_weights_changes_nothing_beside_a_class_of_zeros(zero):
     x, y = long_tail(spread=2.0)
-    classifier, powers = LinearClassifier(2, 4).double(), []
+    weight, powers = torch.tensor([[4.0, 0.0], [-0.5, 0.9], [-0.25, -0.4], [0.3, -0.8]], dtype=torch.float64), []
+    weight[zero] = 0
+    classifier = LinearClassifier(2, 4).double()
     for scale in (0.01, 1.0, 100.0):
-        rows_of = torch.tensor([[4.0, 0.0], [-0.5, 0.9], [-0.25, -0.4], [0.0, 0.0]])
-        classifier.weight.data.copy_(scale * rows_of)
+        classifier.weight.data.copy_(scale * weight)
         powers.append(learn_norm_power(tau_norm_components(x / scale, classifier), y))
     assert 0.05 < powers[1] < 1.95
     assert powers == pytest.approx([powers[1]] * 3, abs=2e-3)
+
+
+def test_of_weights_of_zero_the_lowest_power_is_returned():
+    x, y = long_tail()
+    classifier = LinearClassifier(2, 3).double()
+    classifier.weight.data.zero_()
+    assert learn_norm_power(tau_norm_components(x, classifier), y, lowest=0.5) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_the_sweeps_of_masked_components_leave_the_class_out():
@@ -1184,8 +1195,9 @@ def test_a_negative_label_is_named(name):
 @pytest.mark.parametrize("name", OF_FEATURES)
 def test_labels_that_are_no_whole_numbers_are_named(name):
     x, y = normal(80, 6, DIM, dtype=torch.float32), torch.tensor([0, 1, 2, 2, 1, 0])
-    with unchecked(), pytest.raises(InputError, match="labels: "):
-        OF_FEATURES[name](x, y.float(), 3)
+    for labels in (y.float(), y > 0):
+        with unchecked(), pytest.raises(InputError, match="labels: expected whole numbers"):
+            OF_FEATURES[name](x, labels, 3)
 
 
 @pytest.mark.parametrize("distance", ["cos", "euclidean", ""])

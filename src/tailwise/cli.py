@@ -85,15 +85,20 @@ def train(
     chosen = override(find(name), [*settings, *([f"protocol={protocol}"] if protocol else [])])
     numbers = range(checks.whole("seeds", chosen[0].seeds if seeds is None else seeds))
 
+    from tailwise import ranks
     from tailwise.recipes import experiment, runs
     from tailwise.report.progress import watching
     from tailwise.report.summary import combined
 
-    folder = runs.last_folder(name, out) if resume else runs.free_folder(name, out)
-    with _warnings_as_notes(), watching(Console(stderr=True, quiet=json)) as watch:
-        trained = experiment.train(
-            chosen, list(numbers), folder, data_dir=data_dir, watch=watch, resume=resume, save_every=save_every
-        )
+    with ranks.joined(), _warnings_as_notes():
+        resume = resume or ranks.restarted()
+        folder = ranks.agree(runs.last_folder(name, out) if resume else runs.free_folder(name, out))
+        with watching(Console(stderr=True, quiet=json or not ranks.is_main())) as watch:
+            trained = experiment.train(
+                chosen, list(numbers), folder, data_dir=data_dir, watch=watch, resume=resume, save_every=save_every
+            )
+        if not ranks.is_main():
+            return
     results = {str(run.path): [seed.results() for seed in run.seeds] for run in trained}
     asked = [*settings, "--seeds", str(len(numbers)), *(["--protocol", protocol] if protocol else [])]
     _show(
@@ -278,13 +283,19 @@ def _strength(name: str, text: str | None, words: Sequence[str]) -> Any:
 
 @contextmanager
 def _warnings_as_notes() -> Iterator[None]:
-    """Show each of the library's warnings once, as a line, without the place in the source."""
+    """Show each of our own warnings once, as a line, without the place in the source; others as Python does."""
+    usual = warnings.showwarning
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"note: {message}", file=sys.stderr)
+    def show(message: Warning | str, category: type[Warning], filename: str, *more: Any, **named: Any) -> None:
+        if Path(filename).is_relative_to(Path(__file__).parent):
+            print(f"note: {message}", file=sys.stderr)
+        else:
+            usual(message, category, filename, *more, **named)
 
     with warnings.catch_warnings():
         warnings.simplefilter("once", UserWarning)
+        # torch's DistributedDataParallel on a convolution of one channel; "not an error", as it says itself
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         warnings.showwarning = show
         yield
 

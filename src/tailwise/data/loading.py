@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tailwise import checks
 from tailwise.data.augment import DRAWS, Augment
 from tailwise.data.contract import Split
 from tailwise.seeds import mixed_seed
@@ -18,6 +19,10 @@ class EpochBatches:
     split: the images. indices: which, in order, [M] (may repeat). batch_size: images a batch; the last may be
     smaller, or is left out with `drop_last`. normalize: uint8 images -> float. augment: images and draws -> images,
     or None. seed: of the augmentation; the draws of a sample depend on (seed, its place in the epoch) alone.
+    rank, num_ranks: which part of each batch this process takes, the same that `EpochSampler` would give it.
+
+    Raises:
+        InputError: a last batch with fewer images than processes.
 
     >>> split = Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5), np.array(list("abcde")))
     >>> batches = EpochBatches(split, torch.arange(5), batch_size=2, normalize=lambda images: images / 255)
@@ -32,6 +37,16 @@ class EpochBatches:
     augment: Augment | None = None
     seed: int = 0
     drop_last: bool = False
+    rank: int = 0
+    num_ranks: int = 1
+
+    def __post_init__(self) -> None:
+        rest = len(self.indices) % self.batch_size or self.batch_size
+        if len(self) and (self.batch_size if self.drop_last else rest) < self.num_ranks:
+            raise checks.InputError(
+                f"batch_size: expected a last batch of at least {self.num_ranks} images, one for each process, got "
+                f"{rest} ({len(self.indices)} images in batches of {self.batch_size}); drop_last leaves it out"
+            )
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.indices), self.batch_size)
@@ -43,8 +58,9 @@ class EpochBatches:
         generator = torch.Generator().manual_seed(mixed_seed(self.seed))
         draws = torch.rand(len(self.indices), DRAWS, generator=generator).to(device) if self.augment else None
         indices = self.indices.to(device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            places = slice(start, start + self.batch_size)
+        everywhere = torch.split(torch.arange(len(indices), device=device), self.batch_size)[: len(self)]
+        for batch in everywhere:
+            places = torch.tensor_split(batch, self.num_ranks)[self.rank]
             images = self.split.images[indices[places]]
             if self.augment and draws is not None:
                 images = self.augment(images, draws[places])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from tailwise import checks
+from tailwise import checks, ranks
 from tailwise.backbones import DigitsNet, ResNet32
 from tailwise.classifiers import (
     CapsuleClassifier,
@@ -273,14 +273,16 @@ def build_load(
             augment=AUGMENTS[stages[number].augment],
             seed=mixed_seed(seed, number, epoch),
             drop_last=stage.drop_last,
+            rank=ranks.rank(),
+            num_ranks=ranks.count(),
         )
 
     return load
 
 
-def in_order(data: LongTailedData, split: Split) -> EpochBatches:
-    """Every image of a split once, unaugmented, in its own order."""
-    return EpochBatches(split, torch.arange(len(split)), PREDICT_BATCH, data.normalize)
+def in_order(data: LongTailedData, split: Split, indices: Tensor) -> EpochBatches:
+    """These images of a split, unaugmented, in this order."""
+    return EpochBatches(split, indices, PREDICT_BATCH, data.normalize)
 
 
 def _sgd(stage: StageSettings, parameters: Iterable[nn.Parameter]) -> Optimizer:

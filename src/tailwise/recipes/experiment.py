@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from tailwise import checks
+from tailwise import checks, ranks
 from tailwise.data import LongTailedData
 from tailwise.evaluate import Store
 from tailwise.recipes import runs
@@ -126,9 +126,10 @@ def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, how: How) -
     except OSError as error:
         raise checks.InputError(f"out: cannot make {folder} ({error.strerror})") from error
     try:
-        runs.write_json(folder / runs.RECIPE, {"format": runs.FORMAT, "recipe": recipe.model_dump(mode="json")})
+        if ranks.is_main():
+            runs.write_json(folder / runs.RECIPE, {"format": runs.FORMAT, "recipe": recipe.model_dump(mode="json")})
         for seed in seeds:
-            if not (how.resume and (folder / f"seed-{seed}" / runs.RESULTS).exists()):
+            if not ranks.agree(how.resume and (folder / f"seed-{seed}" / runs.RESULTS).exists()):
                 _train_one(recipe, seed, folder / f"seed-{seed}", how)
     except BaseException:
         if not any(folder.glob("seed-*")):  # nothing to keep: leave no trace
@@ -174,11 +175,13 @@ def _train_one(recipe: Recipe, seed: int, folder: Path, how: How) -> None:
         torch.manual_seed(mixed_seed(seed))
         model = build_model(recipe, data.counts.num_classes)
         done = written / runs.CHECKPOINT
-        if not done.exists():
+        if not ranks.agree(done.exists()):
             keep = BestOnVal(model, data, recipe, _score(recipe, data))
             stages = build_stages(recipe.stages, recipe, model, data, seed)
             epoch = fit_kept(model, stages, build_load(recipe.stages, data, seed), keep, place("first"), on_epoch)
-            save_checkpoint(done, model.state_dict(), {**about, "epoch": epoch})
+            if ranks.is_main():
+                save_checkpoint(done, model.state_dict(), {**about, "epoch": epoch})
+            ranks.wait()
         checkpoint = load_checkpoint(done)
         load_state(model, checkpoint.state)
         meta, digest = checkpoint.meta, checkpoint.digest
@@ -188,10 +191,11 @@ def _train_one(recipe: Recipe, seed: int, folder: Path, how: How) -> None:
         for method in recipe.methods:
             to_train = METHODS[method].adjust == "second-stage" and not trained.has(method)
             rows[method] = trained.adjust(method, on_epoch=on_epoch)[0] if to_train else trained.row(method)
-        for snapshot in written.glob("last-*.safetensors"):
-            snapshot.unlink()
-        result = {**meta, "checkpoint": digest, "rows": rows, "seconds": time.perf_counter() - start}
-        runs.write_json(written / runs.RESULTS, result)
+        if ranks.is_main():
+            for snapshot in written.glob("last-*.safetensors"):
+                snapshot.unlink()
+            result = {**meta, "checkpoint": digest, "rows": rows, "seconds": time.perf_counter() - start}
+            runs.write_json(written / runs.RESULTS, result)
     accuracy = ", ".join(f"{method} {row['all']:.1f}" for method, row in rows.items())
     how.watch.done(label, f"epoch {meta['epoch']} kept, test {accuracy}")
 
@@ -219,4 +223,5 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": str(torch.get_num_threads()),
+        "processes": str(ranks.count()),
     }

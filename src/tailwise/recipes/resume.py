@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tailwise import checks
+from tailwise import checks, ranks
 from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.runs import write_text
 from tailwise.recognizer import Recognizer
@@ -23,18 +23,24 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.touch()
+        if ranks.is_main():
+            path.touch()
+        ranks.wait()
 
     def __len__(self) -> int:
         return len(self.path.read_text().splitlines())
 
     def write(self, end: EpochEnd, val: float | None) -> None:
-        """Add an epoch."""
+        """Add an epoch; the main process does."""
+        if not ranks.is_main():
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({**asdict(end), "val": val}) + "\n")
 
     def keep(self, lines: int) -> None:
         """Forget what came after the first lines: it will be done again. A line that was cut off is among it."""
+        if not ranks.is_main():
+            return
         kept = self.path.read_text().splitlines(keepends=True)[:lines]
         write_text(self.path, "".join(kept))
 
@@ -52,14 +58,16 @@ class Place:
 
     def save_if_due(self, take: Callable[[], Snapshot], keep: BestOnVal) -> None:
         """Write a snapshot, with the best weights so far, if the last one is old enough."""
-        if time.monotonic() - self.saved < self.every:
+        if not ranks.agree(time.monotonic() - self.saved >= self.every):
             return
+        self.saved = time.monotonic()
         snapshot = take()
+        if not ranks.is_main():
+            return
         tensors = snapshot.tensors | {f"best.{name}": tensor for name, tensor in keep.state.items()}
         kept = {"epoch": keep.epoch, "best_epoch": keep.best_epoch, "best": keep.best}
         meta = {"about": self.about, "progress": snapshot.progress, "kept": kept, "log": len(self.log)}
         save_checkpoint(self.path, tensors, meta)
-        self.saved = time.monotonic()
 
     def load(self, keep: BestOnVal) -> Snapshot | None:
         """The snapshot here, None if there is none; `keep` and the log go back to where it was taken.
@@ -67,7 +75,7 @@ class Place:
         Raises:
             InputError: a corrupt file, or a snapshot of other training.
         """
-        if not self.path.exists():
+        if not ranks.agree(self.path.exists()):
             self.log.keep(self.before)
             return None
         checkpoint = load_checkpoint(self.path)

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tailwise import checks
+from tailwise import checks, ranks
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.schema import Recipe
 
@@ -148,13 +148,18 @@ def unfinished_folder(path: Path) -> Iterator[Path]:
     first = not partial.exists()
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        for leftover in [child for child in partial.rglob(".*") if child.name.startswith(".")]:  # of a killed write
+        leftovers = [child for child in partial.rglob(".*") if child.name.startswith(".")]  # of a killed write
+        for leftover in leftovers if ranks.is_main() else ():
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        ranks.wait()
     except OSError as error:
         raise checks.InputError(f"{path}: cannot make the folder ({error.strerror})") from error
     try:
         yield partial
-        os.replace(partial, path)
+        ranks.wait()
+        if ranks.is_main():
+            os.replace(partial, path)
+        ranks.wait()
     except OSError as error:
         raise checks.InputError(f"{path}: cannot write ({error.strerror})") from error
     except BaseException as error:

@@ -1,11 +1,17 @@
 """The stores of one checkpoint: read from the run folder, or made from the images when first asked for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from tailwise import checks
+import numpy as np
+import torch
+
+from tailwise import checks, ranks
 from tailwise.data import LongTailedData
 from tailwise.evaluate import Store, predict
+from tailwise.evaluate.store import ARRAYS
 from tailwise.recipes.build import cpu_threads, in_order
 from tailwise.recipes.schema import Recipe
 from tailwise.recognizer import Recognizer
@@ -42,22 +48,39 @@ class Stores:
         return self.read[split]
 
     def _load_or_make(self, split: str) -> Store:
-        try:
+        lost = ranks.agree(self._lost(split))  # by the main process: another may come before it has written
+        if lost is None:
             return Store.load(self.folder / split, self.digest)
-        except checks.InputError as lost:
-            try:
-                data = self.data()
-            except checks.InputError as error:
-                raise checks.InputError(f"{lost}; and without its data it cannot be made again: {error}") from error
+        try:
+            data = self.data()
+        except checks.InputError as error:
+            raise checks.InputError(f"{lost}; and without its data it cannot be made again: {error}") from error
         with cpu_threads(self.recipe):
             store = predict_split(self.model, data, split, self.digest)
-        store.save(self.folder / split)
+        if ranks.is_main():
+            store.save(self.folder / split)
+        ranks.wait()
         return store
+
+    def _lost(self, split: str) -> str | None:
+        """Why there is no such store on disk; None if there is."""
+        try:
+            Store.load(self.folder / split, self.digest)
+        except checks.InputError as error:
+            return str(error)
+        return None
 
 
 def predict_split(model: Recognizer, data: LongTailedData, split: str, digest: str) -> Store:
-    """Features and logits of a split, unaugmented."""
+    """Features and logits of a split, unaugmented; each process predicts a part, all have the whole."""
     part = getattr(data, split)
     # under protocol legacy val is test, and what is chosen on it must say so
     name = "test" if part is data.test else split
-    return predict(model, in_order(data, part), ids=part.ids, checkpoint=digest, split=name)
+    parts = torch.tensor_split(torch.arange(len(part)), min(ranks.count(), len(part)))
+    mine = parts[min(ranks.rank(), len(parts) - 1)]
+    store = predict(model, in_order(data, part, mine), ids=part.ids[mine.numpy()], checkpoint=digest, split=name)
+    if ranks.count() == 1:
+        return store
+    stores = ranks.gathered(store)[: len(parts)]
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(store, name) for store in stores]) for name in ARRAYS}
+    return replace(store, **arrays)

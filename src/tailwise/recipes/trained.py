@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tailwise import checks
+from tailwise import checks, ranks
 from tailwise.counts import ClassCounts
 from tailwise.data import LongTailedData
 from tailwise.recipes.adjusters import Alpha, Choice, Power, adjusted, choice_of
@@ -108,7 +108,7 @@ class Trained:
 
     def has(self, method: str) -> bool:
         """Whether an adjusted model of this method is kept."""
-        return adjusted_path(self.folder, method).is_file()
+        return ranks.agree(adjusted_path(self.folder, method).is_file())
 
     def adjust(self, method: str, asked: Asked = AS_IT_IS, on_epoch: OnEpoch = unwatched) -> tuple[Row, Path]:
         """Make the adjusted model of a method, keep it beside the checkpoint; its row, and the file.
@@ -132,7 +132,9 @@ class Trained:
             )
             settings = self.recipe.second[method].model_dump(mode="json")
             about |= {"second": settings, "epoch": made.epoch, "allow_unseen": self.recipe.allow_unseen}
-            save_adjusted(path, made.model, about, own_features=made.own_features)
+            if ranks.is_main():
+                save_adjusted(path, made.model, about, own_features=made.own_features)
+            ranks.wait()
             return self._kept_row(method), path
         done = adjusted(method, self.model.classifier, self.stores, self.choice(asked))
         row = {**adjusted_row(done.classifier, self.stores.test(), self.published), **done.notes}

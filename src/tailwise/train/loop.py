@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -11,8 +11,9 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from tailwise import checks
+from tailwise import checks, ranks
 from tailwise.train.snapshot import Progress, Snapshot, put_back, take_snapshot
 from tailwise.train.stage import Stage
 
@@ -56,9 +57,10 @@ def fit(
 ) -> None:
     """Train `model` through `stages`, in place.
 
-    Each step takes one batch, in `accumulate` micro-batches, and weighs every example alike: one batch of 256 and
-    four micro-batches of 64 move weights and feature average by the same amount. Nothing waits for the device
-    within an epoch.
+    Each step takes one batch, in `accumulate` micro-batches, and weighs every example alike: one batch of 256, four
+    micro-batches of 64, and two processes with 128 each move weights and feature average by the same amount. Under
+    torchrun every process calls this with its own part of each batch; uneven parts are no different. Nothing waits for
+    the device within an epoch.
 
     Args:
         model: images -> logits.
@@ -77,6 +79,7 @@ def fit(
         with only_trainable(model, stage.trainable, bn_drift=stage.legacy_bn_drift) as set_train_mode:
             optimizer = stage.optimizer([p for p in model.parameters() if p.requires_grad])
             done = put_back(resume, model, optimizer) if resume and number == first else Progress(stage=number)
+            forward = DistributedDataParallel(model) if ranks.count() > 1 else model
             while done.epoch <= stage.epochs:
                 set_train_mode()
                 batches = load(stage, done.epoch)
@@ -91,8 +94,7 @@ def fit(
                     stage.on_learning_rate(done.learning_rate)
                     for group in optimizer.param_groups:
                         group["lr"] = done.learning_rate
-                    loss = _step(model, optimizer, stage, images, labels)
-                    done.loss_sum = done.loss_sum + loss * len(labels)
+                    done.loss_sum = done.loss_sum + _step(forward, optimizer, stage, images, labels)
                     done.images += len(labels)
                     done.batch += 1
                     done.seconds = time.perf_counter() - start
@@ -103,29 +105,34 @@ def fit(
 
 
 def _epoch_end(model: nn.Module, stage: Stage, done: Progress) -> EpochEnd:
-    loss = float(done.loss_sum) / done.images
+    images = int(ranks.total(torch.tensor(done.images)))
+    loss = float(ranks.total(done.loss_sum)) / images
     if not math.isfinite(loss) or not all(p.isfinite().all() for p in model.parameters()):
         raise checks.InputError(
             f"stage '{stage.name}': training diverged in epoch {done.epoch}, "
             f"loss {loss:g} at learning rate {done.learning_rate:g}"
         )
-    return EpochEnd(stage.name, done.epoch, stage.epochs, loss, done.learning_rate, done.images, done.seconds)
+    return EpochEnd(stage.name, done.epoch, stage.epochs, loss, done.learning_rate, images, done.seconds)
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, stage: Stage, images: Tensor, labels: Tensor) -> Tensor:
-    """One optimiser step; returns the batch's mean loss, still on the device."""
+    """One optimiser step; returns the sum of the losses of this process's samples, still on the device."""
     micro = list(zip(images.chunk(stage.accumulate), labels.chunk(stage.accumulate), strict=True))
     for module in model.modules():
         if isinstance(module, MovesOncePerStep):
             module.update_every = len(micro)
     optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=labels.device)
-    for part, target in micro:
-        loss = stage.loss(model(part), target) * (len(target) / len(labels))
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        total += loss.detach()
+    loss_sum = torch.zeros((), device=labels.device)
+    # DistributedDataParallel takes the mean over processes; what is wanted is the mean over the whole batch's samples
+    whole = int(ranks.total(torch.tensor(len(labels)))) / ranks.count()
+    for number, (part, target) in enumerate(micro, 1):
+        more = number < len(micro) and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if more else nullcontext():  # type: ignore[operator]  # gradients meet in the last part
+            loss = stage.loss(model(part), target)
+            (loss * (len(target) / whole)).backward()  # type: ignore[no-untyped-call]  # torch's own
+        loss_sum += loss.detach() * len(target)
     optimizer.step()
-    return total
+    return loss_sum
 
 
 @contextmanager

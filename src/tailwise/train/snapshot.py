@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tailwise import checks
+from tailwise import checks, ranks
 from tailwise.train.checkpoint import load_state
 
 
@@ -37,19 +37,23 @@ class Snapshot:
 
 
 def take_snapshot(model: nn.Module, optimizer: Optimizer, progress: Progress) -> Snapshot:
-    """Training as it stands, in copies."""
+    """Training as it stands, in copies; every process calls this, and has the same snapshot."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
-    tensors |= {"random": torch.get_rng_state(), "loss_sum": progress.loss_sum}
+    tensors |= {"random": torch.stack(ranks.gathered(torch.get_rng_state()))}
+    tensors |= {"loss_sum": ranks.total(progress.loss_sum)}
     if torch.cuda.is_available():
-        tensors["random_device"] = torch.cuda.get_rng_state()
+        tensors["random_device"] = torch.stack(ranks.gathered(torch.cuda.get_rng_state()))
     values = {name: value for name, value in asdict(progress).items() if name != "loss_sum"}
+    values["images"] = int(ranks.total(torch.tensor(progress.images)))
     return Snapshot({name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, values)
 
 
 def put_back(snapshot: Snapshot, model: nn.Module, optimizer: Optimizer) -> Progress:
     """Bring model, optimiser and random state to where the snapshot was taken; returns how far that was.
+
+    The epoch's sums so far go to the main process. Exact with as many processes as the snapshot was taken with.
 
     Raises:
         InputError: names or shapes that do not fit.
@@ -63,10 +67,14 @@ def put_back(snapshot: Snapshot, model: nn.Module, optimizer: Optimizer) -> Prog
             state.setdefault(int(number), {})[key] = tensor
     # the groups are the stage's own: its schedule sets their learning rate at every step
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(snapshot.tensors["random"])
+    states = snapshot.tensors["random"]
+    torch.set_rng_state(states[ranks.rank() % len(states)])
     if torch.cuda.is_available() and "random_device" in snapshot.tensors:
-        torch.cuda.set_rng_state(snapshot.tensors["random_device"])
-    return Progress(**snapshot.progress, loss_sum=snapshot.tensors["loss_sum"].clone())
+        torch.cuda.set_rng_state(snapshot.tensors["random_device"][ranks.rank() % len(states)])
+    done = Progress(**snapshot.progress, loss_sum=snapshot.tensors["loss_sum"].clone())
+    if not ranks.is_main():
+        done.images, done.loss_sum = 0, torch.zeros_like(done.loss_sum)
+    return done
 
 
 def snapshot_of(tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> Snapshot:

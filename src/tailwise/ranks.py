@@ -1,0 +1,88 @@
+"""The processes that train together: `torchrun` starts them, everything here works for a single one too."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Value = TypeVar("Value")
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes that torchrun started, for the length of the block; alone without torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+        wait()  # who leaves first would cut the others off
+    finally:
+        dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun has started the processes anew because one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def count() -> int:
+    """How many processes there are.
+
+    >>> count(), rank(), is_main(), agree("mine")
+    (1, 0, True, 'mine')
+    """
+    return dist.get_world_size() if _together() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if _together() else 0
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks for all."""
+    return rank() == 0
+
+
+def agree(value: Value) -> Value:
+    """The main process's value, in every process."""
+    if count() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def wait() -> None:
+    """Until every process is here: what one has written the others may read."""
+    if count() > 1:
+        agree(None)
+        gathered(None)
+
+
+def gathered(value: Value) -> list[Value]:
+    """Every process's value, in the order of ranks, in every process."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum over all processes, a new tensor on the same device; nothing waits for the device."""
+    if count() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()
