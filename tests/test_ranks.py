@@ -67,6 +67,7 @@ def train(accumulate=1):
 if __name__ == "__main__":
     with ranks.joined():
         torch.save((train(), ranks.gathered(ranks.rank()), ranks.count()), f"{sys.argv[1]}-{ranks.rank()}")
+    ranks.leave()
 """
 
 

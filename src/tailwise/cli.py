@@ -263,6 +263,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print("tailwise: interrupted; `train` goes on where it stopped with --resume", file=sys.stderr)
         sys.exit(130)
+    if "torch" in sys.modules:
+        from tailwise import ranks
+
+        if ranks.launched():
+            ranks.leave()
     sys.exit(0)
 
 

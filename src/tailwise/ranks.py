@@ -1,9 +1,11 @@
 """The processes that train together: `torchrun` starts them, everything here works for a single one too."""
 
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,15 +17,31 @@ Value = TypeVar("Value")
 @contextmanager
 def joined() -> Iterator[None]:
     """Join the processes that torchrun started, for the length of the block; alone without torchrun."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+    if not launched() or dist.is_initialized():
         yield
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-        wait()  # who leaves first would cut the others off
-    finally:
-        dist.destroy_process_group()
+    yield
+    # Not after an error: the others may be waiting in the middle of a reduction, and torchrun ends them.
+    wait()  # who leaves first would cut the others off
+    gc.collect()  # a model that is still wrapped holds the group, whose threads would outlive it
+    dist.destroy_process_group()
+
+
+def leave() -> NoReturn:
+    """End a process that torchrun started, its work done.
+
+    Threads of torch's gloo that still hold a tensor when the interpreter goes abort the process now and then
+    (pytorch pull request 179291), which torchrun takes for a death: go without taking the interpreter down.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def restarted() -> bool:

@@ -104,7 +104,7 @@ def fit_crt(
     squares = sum(float(((part - center).double() ** 2).sum()) for part in torch.split(features, 4096))
     scale = math.sqrt(LENGTH * num_classes * len(features) / squares) if squares else 1.0
     with torch.random.fork_rng(devices=[]):  # the first weights depend on `seed` alone
-        torch.manual_seed(mixed_seed(seed))
+        torch.default_generator.manual_seed(mixed_seed(checks.whole("seed", seed, at_least=0)))
         linear = LinearClassifier(features.shape[1], num_classes).to(features.device)
     settings = Settings(epochs, batch_size, learning_rate, weight_decay, seed)
     _train(linear, features, labels, num_classes, settings, lambda batch: (batch.float() - center) * scale)
@@ -201,6 +201,7 @@ def _train(
     prepare: Callable[[Tensor], Tensor],
 ) -> Classifier:
     checks.whole("epochs", settings.epochs)
+    checks.whole("seed", settings.seed, at_least=0)
     checks.number("weight_decay", settings.weight_decay, at_least=0)
     batch_size = min(512, max(32, len(labels) // 100)) if settings.batch_size is None else settings.batch_size
     checks.whole("batch_size", batch_size)

@@ -108,7 +108,13 @@ def sweep_norm_power(components: tuple[Tensor, Tensor], score: Score, powers: Se
 
 
 def choose(values: Sequence[float], predictions: NDArray[np.int64], score: Score) -> Sweep:
-    """Score each row of predictions [values, N]; of tied best values the middle one is chosen."""
+    """Score each row of predictions [values, N]; of tied best values the middle one is chosen.
+
+    Raises:
+        InputError: values that do not ascend, a score that is not a number.
+    """
+    if list(values) != sorted(values):
+        raise checks.InputError(f"values: expected an ascending grid, got {list(values)}")
     scores = tuple(float(score(predicted)) for predicted in predictions)
     for value, result in zip(values, scores, strict=True):
         checks.number(f"score at {value:g}", result)

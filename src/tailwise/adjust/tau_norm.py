@@ -67,7 +67,7 @@ def tau_norm_components(
     checks.finite("features", features.detach().float().cpu().numpy())
     norms = _norms(classifier.weight)
     # a row of 0 has logits 0 at every power: norm 1 says so without a division by 0
-    z = F.linear(features, classifier.weight)
+    z = F.linear(features.to(classifier.weight.dtype), classifier.weight)
     return mask_unseen(z, counts, allow_unseen=allow_unseen), norms.where(norms > 0, 1)
 
 
@@ -106,14 +106,15 @@ def learn_norm_power(
 
     Class-balanced sampling draws every class equally often; its expected loss is the mean over classes of each
     class's mean loss, and that is minimised here, by golden-section search between the neighbours of the best of 21
-    equal steps. No sampling, no learning rate. Norms are taken relative to their geometric mean: a power then only
-    re-balances the classes and is no temperature for all of them, which would win wherever train is fitted well.
+    equal steps. No sampling, no learning rate. Norms are taken relative to their geometric mean over the classes with a
+    sample: a power then only re-balances the classes and is no temperature for all of them, which would win wherever
+    train is fitted well.
 
     Args:
         components: of `tau_norm_components` on the training features.
         labels: classes in 0..C-1, [N].
         lowest, highest: bounds of the search.
-        tolerance: how near the returned power is to the minimum.
+        tolerance: how near the returned power is to the minimum, above 0.
 
     Raises:
         InputError: no labels, as many labels as features missing, a label outside 0..C-1, lowest not below highest.
@@ -132,6 +133,11 @@ def learn_norm_power(
         raise checks.InputError(f"labels: expected one for each of {len(z)} features, at least one, got {len(labels)}")
     labels = class_labels(labels, z.shape[1])
     checks.number("lowest", lowest, below=checks.number("highest", highest))
+    checks.number("tolerance", tolerance, above=0)
+    if norms.shape != (z.shape[1],):
+        raise checks.InputError(
+            f"components: expected a norm for each of {z.shape[1]} classes, got {list(norms.shape)}"
+        )
     seen = torch.bincount(labels, minlength=z.shape[1])
     compared = (seen > 0) & (z != 0).any(dim=0)  # a row of 0 has no length to compare
     relative = norms / norms[compared].log().mean().nan_to_num().exp()
@@ -167,8 +173,8 @@ def _golden_section(loss, low: float, high: float, tolerance: float) -> float:  
 
 
 def _norms(weight: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(weight, dim=1)
-    return norms
+    norms: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float64)  # squares would leave float32's range
+    return norms.to(weight.dtype)
 
 
 def _factors(norms: Tensor, norm_power: float) -> Tensor:

@@ -27,7 +27,7 @@ def mask_unseen(
         InputError: counts of another number of classes.
 
     Warns:
-        UserWarning: which classes are masked, once per process.
+        UserWarning: which classes are masked; Python's default filter shows it once.
 
     Limit case: every class with at least one image leaves the logits as they are.
 

@@ -66,8 +66,8 @@ class ScaledClassifier(nn.Module):
 
     def __init__(self, weight: Float[Tensor, "C D"], bias: Float[Tensor, " C"] | None = None) -> None:
         super().__init__()
-        if bias is not None and len(bias) != len(weight):
-            raise checks.InputError(f"bias: expected a value for each of {len(weight)} classes, got {len(bias)}")
+        if bias is not None and bias.shape != (len(weight),):
+            raise checks.InputError(f"bias: expected shape [{len(weight)}], got {list(bias.shape)}")
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.scale = nn.Parameter(torch.ones_like(self.weight[:, 0]))

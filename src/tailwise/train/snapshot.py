@@ -68,9 +68,9 @@ def put_back(snapshot: Snapshot, model: nn.Module, optimizer: Optimizer) -> Prog
     # the groups are the stage's own: its schedule sets their learning rate at every step
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     states = snapshot.tensors["random"]
-    torch.set_rng_state(states[ranks.rank() % len(states)])
+    torch.set_rng_state(states[ranks.rank() % len(states)].clone())  # a view of a later row is refused
     if torch.cuda.is_available() and "random_device" in snapshot.tensors:
-        torch.cuda.set_rng_state(snapshot.tensors["random_device"][ranks.rank() % len(states)])
+        torch.cuda.set_rng_state(snapshot.tensors["random_device"][ranks.rank() % len(states)].clone())
     done = Progress(**snapshot.progress, loss_sum=snapshot.tensors["loss_sum"].clone())
     if not ranks.is_main():
         done.images, done.loss_sum = 0, torch.zeros_like(done.loss_sum)
