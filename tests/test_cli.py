@@ -128,6 +128,10 @@ def test_adjusting_by_a_metric_chooses_the_second_stages_epoch_by_it(suite, caps
     code, _, _ = run(capsys, "adjust", str(folder), "--method", "crt", "--metric", "many", "--json")
     assert code == 0
     first = (folder / "seed-0/adjusted/crt.safetensors").read_bytes()
+    code, _, err = run(capsys, "adjust", str(folder), "--method", "crt", "metric=few", "--json")
+    assert (code, "kept with by many, got few" in err) == (2, True)  # nothing that is kept is lost
+    for seed in (0, 1):
+        (folder / f"seed-{seed}/adjusted/crt.safetensors").unlink()
     code, _, _ = run(capsys, "adjust", str(folder), "--method", "crt", "metric=few", "--json")
     assert code == 0
     assert (folder / "seed-0/adjusted/crt.safetensors").read_bytes() != first
@@ -150,7 +154,7 @@ def test_sweep_prints_and_stores_the_whole_curve(suite, capsys):
     assert code == 0
     rows = re.findall(r"^ +(\d\.?\d?) +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ +", out, flags=re.M)
     assert [float(value) for value in rows] == [round(0.1 * step, 1) for step in range(51)]
-    assert all(len(line) <= 80 for line in out.splitlines()[1:56])
+    assert all(len(line) <= 80 for line in out.splitlines()[1:] if re.match(r" +[a-z0-9]", line))
     (row,) = [row for row in printed["rows"] if row["method"] == "tde"]
     for seed in (0, 1):
         path = folder / f"tde/seed-{seed}/sweeps/tde.json"
@@ -194,6 +198,42 @@ def test_a_closed_pipe_is_no_error(suite):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert done.stdout == "{\n"
     assert done.stderr == ""
+
+
+def test_what_adjust_wrote_is_what_evaluate_and_compare_show(suite, capsys, tmp_path):
+    folder = tmp_path / "linear"
+    shutil.copytree(suite[0] / "linear", folder)
+    for arguments in (["tau-norm", "--power", "0.3"], ["ncm", "ncm.distance=centered"], ["crt-stored"]):
+        code, out, _ = run(capsys, "adjust", str(folder), "--method", *arguments, "--json")
+        assert code == 0
+        adjusted = json.loads(out)["rows"][1]
+        for verb in ("evaluate", "compare"):
+            _, out, _ = run(capsys, verb, str(folder), "--json")
+            (row,) = [row for row in json.loads(out)["rows"] if row["method"] == arguments[0]]
+            assert {key: row[key] for key in adjusted} == adjusted
+    _, out, _ = run(capsys, "evaluate", str(folder))
+    assert "tau-norm: norm power 0.3 (given)" in out
+    assert "ncm: distance centered" in out
+    assert "crt-stored: second stage on stored features" in out
+
+
+def test_seeds_in_different_settings_are_not_averaged(suite, capsys, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, power in ((one, "0.3"), (other, "auto")):
+        shutil.copytree(suite[0] / "linear", folder)
+        run(capsys, "adjust", str(folder), "--method", "tau-norm", "--power", power)
+    shutil.copy(other / "seed-1/adjusted/tau-norm.safetensors", one / "seed-1/adjusted/tau-norm.safetensors")
+    code, _, err = run(capsys, "evaluate", str(one))
+    assert (code, "seeds of this run have 'tau-norm' in different settings" in err) == (2, True)
+
+
+def test_no_figure_is_cut_however_narrow_the_terminal(suite):
+    command = f"{sys.executable} -m tailwise compare {suite[0]}"
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": "40"}
+    )
+    assert "…" not in done.stdout
+    assert len(re.findall(r"\d+\.\d ± \d+\.\d", done.stdout)) >= 12 * 4
 
 
 def test_rows_of_the_same_name_say_their_recipe(capsys, tmp_path):
@@ -316,11 +356,18 @@ BAD_RUNS = {
     "adjust tde --method de-confound": "'de-confound' adjusts nothing",
     "adjust tde --method lws": "'lws' needs a linear classifier, this run trained causal",
     "adjust tde --alpha 1e39": "finite",
-    "adjust decoupling --method tau-norm --power 1e9": "finite",
+    "adjust decoupling --method tau-norm --power 1e9": "in [-10, 10]",
     "adjust decoupling --method crt second.crt.stage.epoch=1": "did you mean 'second.crt.stage.epochs'",
-    "adjust decoupling --method crt stages.0.epochs=1": "the run is trained; expected a key below second",
-    "adjust decoupling --method crt second.crt.stage.learning_rate=1e30": "diverged",
+    "adjust decoupling --method crt stages.0.epochs=1": "of a trained run depends on a key below second.crt, metric",
+    "adjust linear --method crt second.crt.stage.learning_rate=1e30": "diverged",
+    "adjust decoupling --method crt second.crt.stage.epochs=9": "kept with stage.epochs 1, got 9",
     "adjust decoupling --method crt second.crt.classifier.name=capsule": "second.crt.classifier",
+    "adjust decoupling --method crt second.crt.classifier.name=scaled": "method 'crt' is linear, got scaled",
+    "adjust decoupling --method crt second.crt.on=features": "stage.augment: on stored features expected none",
+    "adjust linear --method crt-stored second.crt-stored.stage.momentum=0": "on stored features expected 0.9, got 0",
+    "adjust linear --method ncm tde.alpha=3": "'ncm' of a trained run depends on",
+    "adjust linear --method ncm --metric few": "depends on a key below ncm",
+    "evaluate decoupling --method crt --metric few": "expected a method whose strength is chosen, got crt",
     "sweep linear --method crt": "with a strength to sweep",
     "sweep tde --method tau-norm": "needs a linear classifier",
     "sweep tde --step 0": "step: expected a finite number above 0",

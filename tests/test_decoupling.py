@@ -61,11 +61,6 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def known(reason, run=True):
-    """A fault of the library at the time of writing: the mark goes when the fault does."""
-    return pytest.mark.xfail(strict=True, reason=reason, run=run)
-
-
 properties = settings(max_examples=15, deadline=None, database=None)
 seeds = st.integers(0, 10**6)
 every_distance = pytest.mark.parametrize("distance", DISTANCES)
@@ -1337,7 +1332,6 @@ def test_a_highest_power_that_is_not_finite_is_named(highest):
         learn_norm_power(components, y, highest=highest)
 
 
-@known("never returns", run=False)
 @pytest.mark.parametrize("tolerance", [0.0, -1e-3, math.nan])
 def test_a_tolerance_not_above_zero_is_refused(tolerance):
     components, y = norm_case(num_rows=20)

@@ -265,7 +265,7 @@ def test_paper_protocol_uses_published_settings_and_last_epoch(tmp_path):
     run = train("digits-lt/tde", tmp_path / "a", "protocol=paper")[0]
     result = run.seeds[0].results()
     assert result["epoch"] == 3
-    assert result["rows"]["tde"]["alpha"] == {"value": 1.0, "from": "given"}
+    assert result["rows"]["tde"]["alpha"] == {"value": 1.0, "from": "recipe"}
     assert not run.seeds[0].store("val").exists()
     log = [json.loads(line) for line in (run.seeds[0].path / runs.LOG).read_text().splitlines()]
     assert [entry["val"] for entry in log] == [None] * 3

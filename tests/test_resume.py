@@ -178,7 +178,7 @@ def test_resuming_with_other_settings_is_refused(whole, tmp_path):
     with pytest.raises(StopError):
         run(tmp_path / "a", Stopping(2), save_every=0.0)
     before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=r"settings that .*recipe\.json was begun with, got other stages"):
+    with pytest.raises(InputError, match=r"settings that .*recipe\.json was begun with, stages\.0\.epochs 4, got 5"):
         run(tmp_path / "a", Stopping(-1), settings=["stages.0.epochs=5"], resume=True)
     snapshot = tmp_path / "a/seed-0.partial/last-first.safetensors"
     content = bytearray(snapshot.read_bytes())
@@ -207,6 +207,44 @@ def test_a_full_disk_is_named_and_the_last_snapshot_stands(whole, tmp_path, monk
     assert same(whole, run(tmp_path / "a", Stopping(-1), resume=True))
 
 
+def test_ctrl_c_leaves_a_snapshot_to_go_on_from(whole, tmp_path):
+    folder = tmp_path / "a"
+    arguments = [sys.executable, "-m", "tailwise", "train", "digits-lt/decoupling", *SETTINGS, "--seeds", "2"]
+    process = subprocess.Popen(
+        [*arguments, "--out", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    log = folder / "seed-0.partial/log.jsonl"
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "tailwise: interrupted; `tailwise train` goes on where it stopped with --resume\n"
+    assert list(folder.glob("seed-0.partial/last-*.safetensors"))
+    done = subprocess.run([*arguments, "--out", str(folder), "--resume"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert same(whole, runs.open_run(folder))
+
+
+def test_resume_wants_a_run_that_was_begun(whole, tmp_path, capsys):
+    from tailwise.cli import main
+
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/precious").write_text("mine")
+    for name, folder, message in (
+        ("digits-lt/decoupling", tmp_path / "nowhere", "expected a run folder with recipe.json"),
+        ("digits-lt/decoupling", tmp_path / "home", "got none there"),
+        ("digits-lt/decoupling", whole.path / "seed-0", "got none there"),
+        ("digits-lt", whole.path, "got a single run"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["train", name, "--out", str(folder), "--resume"])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["home", "precious"]
+
+
 # ---- SIGKILL
 
 
@@ -217,8 +255,9 @@ def command(folder, *more):
 
 def kill_somewhere(folder, rng, *, within):
     """Run (again) and kill at a random moment; True if the run was over before."""
+    begun = [] if not (folder / "recipe.json").exists() else ["--resume"]
     process = subprocess.Popen(
-        command(folder, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        command(folder, *begun), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
     try:
         _, err = process.communicate(timeout=rng.uniform(*within))
@@ -244,10 +283,12 @@ def every_visible_file_is_whole(folder):
 def test_killed_at_random_moments_the_run_ends_as_if_it_had_not(whole, tmp_path):
     folder, rng, kills = tmp_path / "a", random.Random(time.time_ns()), 0
     while kills < 3:
-        if kill_somewhere(folder, rng, within=(2.5, 8)):  # the first two seconds are imports
-            break
+        if kill_somewhere(folder, rng, within=(2.5, 6)):  # the first two seconds are imports
+            shutil.rmtree(folder)  # too quick: once more
+            continue
         kills += 1
         assert not folder.exists() or every_visible_file_is_whole(folder)
-    done = subprocess.run(command(folder, "--resume"), capture_output=True, text=True, timeout=300)
+    begun = ["--resume"] if (folder / "recipe.json").exists() else []
+    done = subprocess.run(command(folder, *begun), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert same(whole, runs.open_run(folder))

@@ -20,6 +20,7 @@ app = App(
     help="Long-tailed recognition: train, debias and explain classifiers when a few classes own most of the data.",
     help_epilogue="Start with: tailwise train digits-lt",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
 )
 
 POWERS = ("auto", "train", "learned")
@@ -93,6 +94,8 @@ def train(
     with ranks.joined(), _warnings_as_notes():
         resume = resume or ranks.restarted()
         folder = ranks.agree(runs.last_folder(name, out) if resume else runs.free_folder(name, out))
+        if resume and not ranks.restarted():
+            runs.check_begun(folder, suite=len(chosen) > 1)
         with watching(Console(stderr=True, quiet=json or not ranks.is_main())) as watch:
             trained = experiment.train(
                 chosen, list(numbers), folder, data_dir=data_dir, watch=watch, resume=resume, save_every=save_every
@@ -100,12 +103,13 @@ def train(
         if not ranks.is_main():
             return
     results = {str(run.path): [seed.results() for seed in run.seeds] for run in trained}
-    asked = [*settings, "--seeds", str(len(numbers)), *(["--protocol", protocol] if protocol else [])]
+    seeds_there = len(trained[0].seeds)
+    asked = [*settings, "--seeds", str(seeds_there), *(["--protocol", protocol] if protocol else [])]
     _show(
         combined(name, results) | {"command": shlex.join(["tailwise", "train", name, *asked]), "wrote": [str(folder)]},
         json,
         lines=[
-            f"wrote {folder}: checkpoints, features and results, {len(trained)} recipes x {len(numbers)} seeds",
+            f"wrote {folder}: checkpoints, features and results, {len(trained)} recipes x {seeds_there} seeds",
             f"next: tailwise sweep {trained[-1].path}",
         ],
     )
@@ -134,6 +138,8 @@ def evaluate(
     opened = open_run(run)
     kind = opened.recipe.classifier.name
     rows = asked_rows(opened.rows, kind, method, alpha=alpha is not None, power=power is not None)
+    if metric and not any(METHODS[row].adjust in ("tde", "tau-norm") for row in rows):
+        raise checks.InputError(f"metric: expected a method whose strength is chosen, got {', '.join(rows)}")
 
     from tailwise.recipes import measure
     from tailwise.recipes.trained import Asked
@@ -169,7 +175,7 @@ def adjust(
     chosen = checked_adjuster(kind, method)
     asked_rows(opened.rows, kind, chosen, alpha=alpha is not None, power=power is not None)
     asked_metric = [f"metric={metric}"] if metric else []  # a second stage's epoch is chosen by it, too
-    recipe = override_after_training(with_second_stage(opened.recipe, chosen), [*settings, *asked_metric])
+    recipe = override_after_training(with_second_stage(opened.recipe, chosen), chosen, [*settings, *asked_metric])
 
     from tailwise.recipes import measure
     from tailwise.recipes.second import epochs_on_images
@@ -261,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
-        print("tailwise: interrupted; `train` goes on where it stopped with --resume", file=sys.stderr)
+        print("tailwise: interrupted; `tailwise train` goes on where it stopped with --resume", file=sys.stderr)
         sys.exit(130)
     if "torch" in sys.modules:
         from tailwise import ranks
@@ -281,9 +287,12 @@ def _strength(name: str, text: str | None, words: Sequence[str]) -> Any:
     if text is None or text in words:
         return text
     try:
-        return checks.number(name, float(text))
+        value = checks.number(name, float(text))
     except ValueError:
         raise checks.InputError(f"{name}: expected a finite number or {' or '.join(words)}, got '{text}'") from None
+    if name == "power" and abs(value) > 10:
+        raise checks.InputError(f"power: expected a number in [-10, 10], got {text}")
+    return value
 
 
 @contextmanager

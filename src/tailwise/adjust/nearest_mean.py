@@ -90,6 +90,12 @@ def fit_ncm(
 def check_samples(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Refuse training features and labels that do not fit one another; returns the labels as int64."""
     checks.whole("num_classes", num_classes)
+    for name, given, dims in (("features", features, 2), ("labels", labels, 1)):
+        if not isinstance(given, Tensor) or given.ndim != dims:
+            shape = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise checks.InputError(f"{name}: expected a tensor {'[N, D]' if dims == 2 else '[N]'}, got {shape}")
+    if not features.is_floating_point():
+        raise checks.InputError(f"features: expected floating-point numbers, got {features.dtype}")
     if not len(labels) or len(features) != len(labels):
         raise checks.InputError(
             f"labels: expected one for each of {len(features)} features, at least one, got {len(labels)}"

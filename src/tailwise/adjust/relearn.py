@@ -44,7 +44,8 @@ def relearn(
     """Train a classifier on stored features, every class drawn equally often; returns it.
 
     Kang et al.'s second stage: class-aware sampling (4 images a visit), SGD with momentum 0.9, the learning rate
-    restarted and taken to 0 by half a cosine.
+    restarted and taken to 0 by half a cosine. Classes without a training image are not masked here; `fit_crt` and
+    `fit_lws` mask them.
 
     Args:
         classifier: features -> logits; trained in place.
@@ -92,6 +93,9 @@ def fit_crt(
 
     Args:
         allow_unseen: let a class without a training image be predicted.
+
+    Returns:
+        Weight and bias in float32, whatever the precision of the features.
 
     Limit case: the scale and the origin of the features change nothing.
 
@@ -219,7 +223,7 @@ def _train(
         optimizer=partial(_sgd, weight_decay=settings.weight_decay),
         learning_rate=cosine(settings.learning_rate, settings.epochs),
     )
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         fit(classifier, [stage], lambda stage, epoch: _Batches(features.detach(), labels, stage, epoch, prepare))
     return classifier.eval()
 

@@ -70,6 +70,9 @@ def predictions_by_norm_power(
            [1]])
     """
     z, norms = components
+    for power in powers:
+        if not -10 <= power <= 10:
+            raise checks.InputError(f"powers: expected numbers in [-10, 10], got {power:g}")
 
     def logits(rows: slice, power: float, out: Tensor) -> Tensor:
         return torch.mul(z[rows], norms**-power, out=out)
@@ -126,7 +129,7 @@ def choose(values: Sequence[float], predictions: NDArray[np.int64], score: Score
 def _predictions(
     name: str, values: Sequence[float], like: Tensor, logits: Callable[[slice, float, Tensor], Tensor]
 ) -> NDArray[np.int64]:
-    if not values:
+    if not len(values):
         raise checks.InputError(f"{name}: expected at least one value, got none")
     for value in values:
         checks.number(name, value)

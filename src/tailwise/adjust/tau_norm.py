@@ -38,6 +38,7 @@ def tau_norm_weight(weight: Float[Tensor, "C D"], norm_power: float) -> Float[Te
     return weight * _factors(_norms(weight), norm_power)[:, None]
 
 
+@torch.no_grad()
 def tau_norm_components(
     features: Float[Tensor, "N D"],
     classifier: LinearClassifier,
@@ -119,8 +120,8 @@ def learn_norm_power(
     Raises:
         InputError: no labels, as many labels as features missing, a label outside 0..C-1, lowest not below highest.
 
-    Limit cases: the scale of all weights together changes nothing; where all have one length every power is as good,
-    and the lowest is returned.
+    Limit cases: weights longer and features shorter by one factor change nothing; where all weights have one length
+    every power is as good, and the lowest is returned.
 
     >>> classifier = tailwise.LinearClassifier(2, 2, bias=False)
     >>> _ = classifier.weight.data.copy_(torch.tensor([[8.0, 0.0], [0.0, 2.0]]))
@@ -153,7 +154,8 @@ def learn_norm_power(
 
     step = (highest - lowest) / 20
     best = min((lowest + i * step for i in range(21)), key=loss)
-    return _golden_section(loss, max(lowest, best - step), min(highest, best + step), tolerance)
+    low, high = max(lowest, best - step), min(highest, best + step)
+    return min((low, _golden_section(loss, low, high, tolerance), high), key=loss)
 
 
 def _golden_section(loss, low: float, high: float, tolerance: float) -> float:  # type: ignore[no-untyped-def]

@@ -38,7 +38,9 @@ class Choice:
     """How strong an adjustment is, or what that is chosen by. counts: trained on; published: what groups go by."""
 
     alpha: Alpha
+    alpha_from: str
     power: Power
+    power_from: str
     metric: str
     distance: Literal["cosine", "l2", "centered"]
     counts: ClassCounts
@@ -68,6 +70,7 @@ def choice_of(
     Raises:
         InputError: "auto" under a protocol without val.
     """
+    alpha_from, power_from = ("recipe" if value is None else "given" for value in (alpha, power))
     if alpha is None:
         alpha = recipe.tde.alpha
     if alpha is None:
@@ -76,12 +79,22 @@ def choice_of(
         power = recipe.tau_norm.power
     if power is None:
         power = "train" if recipe.protocol == "paper" else "auto"
-    for name, value in (("alpha", alpha), ("power", power)):
+    for name, value, others in (("alpha", alpha, "a number"), ("power", power, "a number, train or learned")):
         if value == "auto" and recipe.protocol == "paper":
             raise checks.InputError(
-                f"{name}: 'auto' needs a validation split and this run has none (protocol paper); give a number"
+                f"{name}: 'auto' needs a validation split and this run has none (protocol paper); give {others}"
             )
-    return Choice(alpha, power, metric or recipe.metric, recipe.ncm.distance, counts, published, recipe.allow_unseen)
+    return Choice(
+        alpha,
+        alpha_from,
+        power,
+        power_from,
+        metric or recipe.metric,
+        recipe.ncm.distance,
+        counts,
+        published,
+        recipe.allow_unseen,
+    )
 
 
 @torch.no_grad()
@@ -101,7 +114,8 @@ def adjusted(method: str, classifier: nn.Module, stores: Stores, choice: Choice)
             choice.counts.num_classes,
             distance=distance,
             allow_unseen=choice.allow_unseen,
-        )
+        ),
+        {"distance": distance},
     )
 
 
@@ -143,9 +157,10 @@ def labels_of(store: Store) -> Tensor:
 
 
 def _tde(classifier: Any, stores: Stores, choice: Choice) -> Adjusted:
-    alpha: dict[str, Any] = {"value": choice.alpha, "from": "given"}
+    alpha: dict[str, Any] = {"value": choice.alpha, "from": choice.alpha_from}
     if choice.alpha == "auto":
-        val = _val(stores, "alpha")
+        val = stores.val()
+        assert val is not None  # `choice_of` refuses "auto" where there is none
         alpha = _chosen(sweep_alpha(_tde_components(classifier, val, choice), _score(val, choice)), val.split, choice)
     test = stores.test()
     cosines = head_cosine(features_of(test), classifier).numpy()
@@ -156,13 +171,14 @@ def _tde(classifier: Any, stores: Stores, choice: Choice) -> Adjusted:
 
 
 def _tau_norm(classifier: Any, stores: Stores, choice: Choice) -> Adjusted:
-    power: dict[str, Any] = {"value": choice.power, "from": "given"}
+    power: dict[str, Any] = {"value": choice.power, "from": choice.power_from}
     if choice.power == "learned":
         train = stores.train()
         learned = learn_norm_power(_tau_norm_components(classifier, train, choice), labels_of(train))
         power = {"value": learned, "from": "learned"}
     elif isinstance(choice.power, str):
-        store = stores.train() if choice.power == "train" else _val(stores, "power")
+        store = stores.train() if choice.power == "train" else stores.val()
+        assert store is not None  # as above
         found = sweep_norm_power(_tau_norm_components(classifier, store, choice), _score(store, choice))
         power = _chosen(found, store.split, choice)
     folded = fold_tau_norm(classifier, power["value"], counts=choice.counts, allow_unseen=choice.allow_unseen)
@@ -183,10 +199,3 @@ def _tau_norm_components(classifier: Any, store: Store, choice: Choice) -> tuple
 
 def _score(store: Store, choice: Choice) -> Any:
     return metric(choice.metric, np.asarray(store.labels), choice.published)
-
-
-def _val(stores: Stores, name: str) -> Store:
-    val = stores.val()
-    if val is None:
-        raise checks.InputError(f"{name}: 'auto' needs a validation split and this run has none; give a number")
-    return val

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from tailwise import checks
 from tailwise.recipes.methods import METHODS, adjusters_of
 from tailwise.recipes.schema import (
+    STORED,
     BackboneSettings,
     CapsuleSettings,
     CausalSettings,
@@ -97,10 +98,10 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
 # Rows of their Table 1: everything re-trained (B+C), at a tenth of the learning rate, the last block alone (LB+C), the
 # classifier alone (C, which is crt); the classifier starts afresh in each, as in the authors' code.
 SECOND_CLASSIFIERS: dict[str, SecondClassifierSettings] = {
-    "lws": ScaledSettings(),
-    "lws-stored": ScaledSettings(),
-    "crt-mlp": MlpSettings(),
-    "crt-cosine": CosineSettings(),
+    "linear": LinearSettings(bias=True),
+    "scaled": ScaledSettings(),
+    "mlp": MlpSettings(),
+    "cosine": CosineSettings(),
 }
 TRAINABLE: dict[str, Literal["all", "last-block"]] = {
     "fine-tune": "all",
@@ -117,7 +118,7 @@ def second_stage(data: str, method: str) -> SecondStageSettings:
     5
     """
     first: StageSettings = DATA[data]["stages"][0]
-    stored = method.endswith("-stored")
+    stored = METHODS[method].on == "features"
     stage = StageSettings(
         name=method,
         epochs=5 if method.startswith("lws") else 10,
@@ -125,12 +126,10 @@ def second_stage(data: str, method: str) -> SecondStageSettings:
         learning_rate=first.learning_rate * (0.1 if method == "fine-tune-slow" else 1.0),
         weight_decay=first.weight_decay,
         schedule=CosineScheduleSettings(),
-        sampler="class-aware",
-        augment="none" if stored else first.augment,
-        trainable=TRAINABLE.get(method, "classifier"),
+        **STORED | ({} if stored else {"augment": first.augment, "trainable": TRAINABLE.get(method, "classifier")}),
         drop_last=first.drop_last and not stored,
     )
-    classifier = SECOND_CLASSIFIERS.get(method, LinearSettings(bias=True))
+    classifier = SECOND_CLASSIFIERS[METHODS[method].trains or ""]
     return SecondStageSettings(classifier=classifier, stage=stage, on="features" if stored else "images")
 
 

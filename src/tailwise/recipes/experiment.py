@@ -14,7 +14,7 @@ import torch
 
 from tailwise import checks, ranks
 from tailwise.data import LongTailedData
-from tailwise.evaluate import Store
+from tailwise.evaluate import Store, metric
 from tailwise.recipes import runs
 from tailwise.recipes.adjusters import choice_of, sweep
 from tailwise.recipes.build import (
@@ -79,6 +79,7 @@ def train(
                 if method in recipe.second:
                     try_second_stage(recipe, method, model, data)
         choice_of(recipe, data.counts, data.published_counts)
+        metric(recipe.metric, (data.val or data.train).labels.numpy(), data.published_counts)
     folders = {recipe.name: folder if len(recipes) == 1 else folder / recipe.title for recipe in recipes}
     if resume:
         for recipe in recipes:
@@ -100,12 +101,13 @@ class How:
 def _check_same(recipe: Recipe, path: Path) -> None:
     if not path.exists():
         return
-    there, here = runs.read_json(path).get("recipe"), recipe.model_dump(mode="json")
-    if there != here:
-        differing = [key for key in here if not isinstance(there, dict) or there.get(key) != here[key]]
-        raise checks.InputError(
-            f"resume: expected the settings that {path} was begun with, got other {', '.join(differing)}"
-        )
+    there = runs.flat(runs.read_json(path).get("recipe"))
+    here = runs.flat(recipe.model_dump(mode="json"))
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key):
+            raise checks.InputError(
+                f"resume: expected the settings that {path} was begun with, {key} {there.get(key)}, got {here.get(key)}"
+            )
 
 
 def _try_one_image(recipe: Recipe, model: Recognizer, data: LongTailedData) -> None:

@@ -78,6 +78,9 @@ def adjust(
     """
     own = trained.recipe.methods[0]
     row, path = trained.adjust(method, asked, on_epoch)
+    results = runs.read_json(trained.folder / runs.RESULTS)  # what `compare` reads
+    results["rows"][method] = row
+    runs.write_json(trained.folder / runs.RESULTS, results)
     return _result(trained, {own: trained.row(own), method: row}), path
 
 

@@ -15,10 +15,13 @@ class Method:
     """classifiers: which trained classifiers it starts from. adjust: what is done to them, None for their own logits.
 
     "second-stage" trains once more, from a copy of the trained model; the others are functions of stored features.
+    trains: the classifier of a second stage. on: what it is trained on.
     """
 
     classifiers: tuple[Classifier, ...]
     adjust: Literal["tde", "ncm", "tau-norm", "second-stage"] | None = None
+    trains: Literal["linear", "cosine", "mlp", "scaled"] | None = None
+    on: Literal["images", "features"] | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -27,15 +30,15 @@ METHODS: dict[str, Method] = {
     "ncm": Method(ANY, "ncm"),
     "ncm-centered": Method(ANY, "ncm"),
     "tau-norm": Method(("linear",), "tau-norm"),
-    "crt": Method(ANY, "second-stage"),
-    "lws": Method(("linear",), "second-stage"),
-    "crt-stored": Method(ANY, "second-stage"),
-    "lws-stored": Method(("linear",), "second-stage"),
-    "crt-mlp": Method(ANY, "second-stage"),
-    "crt-cosine": Method(ANY, "second-stage"),
-    "fine-tune": Method(ANY, "second-stage"),
-    "fine-tune-slow": Method(ANY, "second-stage"),
-    "fine-tune-last-block": Method(ANY, "second-stage"),
+    "crt": Method(ANY, "second-stage", "linear", "images"),
+    "lws": Method(("linear",), "second-stage", "scaled", "images"),
+    "crt-stored": Method(ANY, "second-stage", "linear", "features"),
+    "lws-stored": Method(("linear",), "second-stage", "scaled", "features"),
+    "crt-mlp": Method(ANY, "second-stage", "mlp", "images"),
+    "crt-cosine": Method(ANY, "second-stage", "cosine", "images"),
+    "fine-tune": Method(ANY, "second-stage", "linear", "images"),
+    "fine-tune-slow": Method(ANY, "second-stage", "linear", "images"),
+    "fine-tune-last-block": Method(ANY, "second-stage", "linear", "images"),
     "cosine": Method(("cosine",)),
     "cosine-tde": Method(("cosine",), "tde"),
     "capsule": Method(("capsule",)),

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tailwise import checks
+from tailwise.recipes.methods import METHODS
 from tailwise.recipes.schema import Recipe
 
 FIXED = ("name", "published")  # what a recipe is, not how it is set
@@ -41,20 +42,20 @@ def override(recipes: Sequence[Recipe], assignments: Sequence[str]) -> list[Reci
     return [_apply(recipe, [(key, value) for key, value in pairs if key in keys[recipe.name]]) for recipe in recipes]
 
 
-AFTER_TRAINING = ("second", "tde", "tau_norm", "ncm", "metric", "allow_unseen")
-
-
-def override_after_training(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
-    """As `override`, of a run that is trained already: only what comes after training may change.
+def override_after_training(recipe: Recipe, method: str, assignments: Sequence[str]) -> Recipe:
+    """As `override`, of a run that is trained already: only what a method depends on may change.
 
     Raises:
-        InputError: as `override`; a key that training depends on.
+        InputError: as `override`; a key that the method does not depend on.
     """
+    kind = METHODS[method].adjust or ""
+    own = {"tde": "tde", "tau-norm": "tau_norm", "ncm": "ncm"}.get(kind, f"second.{method}")
+    metric = [] if kind == "ncm" or METHODS[method].on == "features" else ["metric"]
     for assignment in assignments:
-        if assignment.partition("=")[0].split(".")[0] not in AFTER_TRAINING:
-            raise checks.InputError(
-                f"override: the run is trained; expected a key below {', '.join(AFTER_TRAINING)}, got '{assignment}'"
-            )
+        key = assignment.partition("=")[0]
+        if not key.startswith(f"{own}.") and key not in (*metric, "allow_unseen"):
+            expected = ", ".join([f"a key below {own}", *metric, "allow_unseen"])
+            raise checks.InputError(f"override: '{method}' of a trained run depends on {expected}; got '{assignment}'")
     return override([recipe], assignments)[0]
 
 

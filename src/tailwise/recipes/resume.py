@@ -1,8 +1,11 @@
 """Unfinished training on disk: snapshots now and then, and the way back from the last one."""
 
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from tailwise import checks, ranks
 from tailwise.recipes.keep import BestOnVal
-from tailwise.recipes.runs import write_text
+from tailwise.recipes.runs import flat, write_text
 from tailwise.recognizer import Recognizer
 from tailwise.train import Batches, EpochEnd, Snapshot, Stage, fit, load_checkpoint, save_checkpoint, snapshot_of
 
@@ -55,11 +58,21 @@ class Place:
     def __init__(self, path: Path, every: float, log: Log, before: int, about: dict[str, Any]) -> None:
         self.path, self.every, self.log, self.before, self.about = path, every, log, before, about
         self.saved = time.monotonic()
+        self.interrupted = False
 
     def save_if_due(self, take: Callable[[], Snapshot], keep: BestOnVal) -> None:
-        """Write a snapshot, with the best weights so far, if the last one is old enough."""
-        if not ranks.agree(time.monotonic() - self.saved >= self.every):
-            return
+        """Write a snapshot, with the best weights so far, if the last one is old enough or the user wants to stop.
+
+        Raises:
+            KeyboardInterrupt: the user wants to stop, and the snapshot is written.
+        """
+        due, interrupted = ranks.agree((time.monotonic() - self.saved >= self.every, self.interrupted))
+        if due or interrupted:
+            self._save(take, keep)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def _save(self, take: Callable[[], Snapshot], keep: BestOnVal) -> None:
         self.saved = time.monotonic()
         snapshot = take()
         if not ranks.is_main():
@@ -79,10 +92,12 @@ class Place:
             self.log.keep(self.before)
             return None
         checkpoint = load_checkpoint(self.path)
-        if checkpoint.meta.get("about") != self.about:
-            raise checks.InputError(
-                f"{self.path}: a snapshot of other settings, data or versions; it cannot go on here"
-            )
+        there, here = flat(checkpoint.meta.get("about")), flat(self.about)
+        for key in sorted(there.keys() | here.keys()):
+            if there.get(key) != here.get(key):
+                raise checks.InputError(
+                    f"{self.path}: taken with {key} {there.get(key)}, got {here.get(key)}; it cannot go on here"
+                )
         best: dict[str, Tensor] = {}
         rest: dict[str, Tensor] = {}
         for name, tensor in checkpoint.state.items():
@@ -101,13 +116,39 @@ def fit_kept(
     place: Place | None,
     on_epoch: OnEpoch,
 ) -> int:
-    """Train, from the snapshot in `place` if there is one, and put the weights to keep back; returns their epoch."""
-    fit(
-        model,
-        stages,
-        load,
-        on_epoch=lambda end: on_epoch(end, keep.consider()),
-        on_pause=lambda take: place.save_if_due(take, keep) if place else None,
-        resume=place.load(keep) if place else None,
-    )
+    """Train, from the snapshot in `place` if there is one, and put the weights to keep back; returns their epoch.
+
+    The first Ctrl-C waits for the end of the step and leaves a snapshot, the second does not wait.
+
+    Raises:
+        InputError: as `fit`; a snapshot that is corrupt or of other training.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    with _finishing_the_step(place) if place else nullcontext():
+        fit(
+            model,
+            stages,
+            load,
+            on_epoch=lambda end: on_epoch(end, keep.consider()),
+            on_pause=lambda take: place.save_if_due(take, keep) if place else None,
+            resume=place.load(keep) if place else None,
+        )
     return keep.restore()
+
+
+@contextmanager
+def _finishing_the_step(place: Place) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there are signals handled
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def on_interrupt(*_: Any) -> None:
+        place.interrupted = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -134,18 +134,29 @@ def last_folder(name: str, out: Path | None) -> Path:
     return folder
 
 
+def check_begun(folder: Path, *, suite: bool) -> None:
+    """Refuse to go on with a folder in which no such run was begun.
+
+    Raises:
+        InputError: nothing there, or a single run where a suite is wanted, or the other way round.
+    """
+    single, several = (folder / RECIPE).is_file(), any(folder.glob(f"*/{RECIPE}"))
+    if not (several and not single if suite else single):
+        wanted = f"the folder of a suite, with */{RECIPE}" if suite else f"a run folder with {RECIPE}"
+        found = "a single run" if single else "a suite" if several else "none there"
+        raise checks.InputError(f"resume: expected {wanted} at {folder}, got {found}")
+
+
 @contextmanager
 def unfinished_folder(path: Path) -> Iterator[Path]:
     """`path` with ".partial" behind it, which becomes `path` when the block ends well.
 
-    When it does not, what a first attempt left goes if the input was wrong or nothing was saved, and stays otherwise,
-    to be gone on from.
+    When it does not, what was saved stays, to be gone on from; where nothing was, the folder goes.
 
     Raises:
         InputError: the folder cannot be written.
     """
     partial = path.with_name(f"{path.name}{PARTIAL}")
-    first = not partial.exists()
     try:
         partial.mkdir(parents=True, exist_ok=True)
         leftovers = [child for child in partial.rglob(".*") if child.name.startswith(".")]  # of a killed write
@@ -162,10 +173,23 @@ def unfinished_folder(path: Path) -> Iterator[Path]:
         ranks.wait()
     except OSError as error:
         raise checks.InputError(f"{path}: cannot write ({error.strerror})") from error
-    except BaseException as error:
-        if first and (isinstance(error, checks.InputError) or not any(partial.rglob("*.safetensors"))):
+    except BaseException:
+        if not any(partial.rglob("*.safetensors")):
             shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Every plain value by its dotted name.
+
+    >>> flat({"a": [{"b": 1}], "c": 2})
+    {'a.0.b': 1, 'c': 2}
+    """
+    if not isinstance(settings, dict | list):
+        return {prefix: settings}
+    items = settings.items() if isinstance(settings, dict) else enumerate(settings)
+    inside = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in items]
+    return {name: value for part in inside for name, value in part.items()}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 No torch here: the command lists and checks recipes without loading it.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -166,16 +166,32 @@ class StageSettings(Settings):
         return self
 
 
+STORED: dict[str, Any] = {"sampler": "class-aware", "augment": "none", "trainable": "classifier"}
+
+
 class SecondStageSettings(Settings):
     """One stage more, on a copy of the trained model with another classifier in place of the trained one.
 
-    on: augmented images, as Kang et al. 2020 have it, or the stored features of the training images (sampler,
-    augment and trainable are then given: class-aware, none, the classifier).
+    on: augmented images, as Kang et al. 2020 have it, or the stored features of the training images, where epochs,
+    batch_size, learning_rate and weight_decay are all there is to set.
     """
 
     classifier: SecondClassifierSettings
     stage: StageSettings
     on: Literal["images", "features"] = "images"
+
+    @model_validator(mode="after")
+    def _stored_features_have_few_settings(self) -> "SecondStageSettings":
+        if self.on == "features":
+            free = {"name", "epochs", "batch_size", "learning_rate", "weight_decay"}
+            fixed = StageSettings(
+                name="", epochs=1, batch_size=1, learning_rate=1, schedule=CosineScheduleSettings(), **STORED
+            )
+            for key, expected in fixed.model_dump().items():
+                found = self.stage.model_dump()[key]
+                if key not in free and found != expected:
+                    raise ValueError(f"stage.{key}: on stored features expected {expected}, got {found}")
+        return self
 
 
 class TdeSettings(Settings):
@@ -249,6 +265,14 @@ class Recipe(Settings):
                 raise ValueError(f"methods: '{method}' does not start from a {self.classifier.name} classifier")
             if METHODS[method].adjust == "second-stage" and method not in self.second:
                 raise ValueError(f"second: expected the stage of method '{method}', got none")
+        for method, second in self.second.items():
+            wanted = METHODS[method]
+            for key, expected, found in (
+                ("classifier.name", wanted.trains, second.classifier.name),
+                ("on", wanted.on, second.on),
+            ):
+                if found != expected:
+                    raise ValueError(f"second.{method}.{key}: method '{method}' is {expected}, got {found}")
         return self
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 from tailwise import checks, ranks
 from tailwise.counts import ClassCounts
 from tailwise.data import LongTailedData
+from tailwise.recipes import runs
 from tailwise.recipes.adjusters import Alpha, Choice, Power, adjusted, choice_of
 from tailwise.recipes.build import build_data
 from tailwise.recipes.methods import METHODS
@@ -93,7 +94,11 @@ class Trained:
         )
 
     def row(self, method: str, asked: Asked = AS_IT_IS) -> Row:
-        """The row of a method that needs no training: own logits, stored features, or a second stage kept on disk.
+        """The row of a method: of the adjusted model that is kept, else from own logits or stored features.
+
+        Args:
+            method: its id.
+            asked: a strength, or what to choose one by; a kept model with a strength of its own is then left aside.
 
         Raises:
             InputError: a second stage that was not trained; what the method needs is not there.
@@ -101,7 +106,7 @@ class Trained:
         adjust = METHODS[method].adjust
         if adjust is None:
             return own_row(self.stores.test(), self.published)
-        if adjust == "second-stage":
+        if adjust == "second-stage" or (asked == AS_IT_IS and self.has(method)):
             return self._kept_row(method)
         made = adjusted(method, self.model.classifier, self.stores, self.choice(asked))
         return {**adjusted_row(made.classifier, self.stores.test(), self.published), **made.notes}
@@ -119,6 +124,9 @@ class Trained:
         path = adjusted_path(self.folder, method)
         about: dict[str, Any] = {"method": method, "of": self.digest, "seed": self.seed}
         if METHODS[method].adjust == "second-stage":
+            settings = self._second_settings(method)
+            if self.has(method):
+                self._check_same_stage(path, settings)
             made = train_second_stage(
                 self.recipe,
                 method,
@@ -130,8 +138,7 @@ class Trained:
                 on_epoch=on_epoch,
                 place=self.place(method),
             )
-            settings = self.recipe.second[method].model_dump(mode="json")
-            about |= {"second": settings, "epoch": made.epoch, "allow_unseen": self.recipe.allow_unseen}
+            about |= {"notes": {"second_stage": {"epoch": made.epoch, **settings}}}
             if ranks.is_main():
                 save_adjusted(path, made.model, about, own_features=made.own_features)
             ranks.wait()
@@ -152,8 +159,23 @@ class Trained:
             folder = self.folder / "stores" / method
             stores = Stores(folder, kept.digest, self.recipe, kept.model, lambda: self.data)
         row = adjusted_row(kept.model.classifier, stores.test(), self.published)
-        second = kept.about["second"]
-        return {**row, "second_stage": {"epoch": kept.about["epoch"], "on": second["on"]}}
+        return {**row, **kept.about["notes"]}
+
+    def _second_settings(self, method: str) -> dict[str, Any]:
+        """Everything a second stage depends on beside seed and first stage; "by" is what its epoch is chosen by."""
+        settings = self.recipe.second[method].model_dump(mode="json")
+        by = self.recipe.metric if self.stores.val() is not None and settings["on"] == "images" else None
+        return {**settings, "by": by, "allow_unseen": self.recipe.allow_unseen}
+
+    def _check_same_stage(self, path: Path, settings: dict[str, Any]) -> None:
+        """Refuse to put a second stage of other settings in the place of one that is kept."""
+        kept = load_adjusted(path, self.model, self.digest).about["notes"]["second_stage"]
+        there, here = runs.flat({k: v for k, v in kept.items() if k != "epoch"}), runs.flat(settings)
+        for key in sorted(there.keys() | here.keys()):
+            if there.get(key) != here.get(key):
+                raise checks.InputError(
+                    f"{path}: kept with {key} {there.get(key)}, got {here.get(key)}; move it away to train it otherwise"
+                )
 
 
 def trained_data(recipe: Recipe, seed: int, data_dir: Path | None) -> Callable[[], LongTailedData]:

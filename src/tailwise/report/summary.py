@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from tailwise import checks
 from tailwise.counts import ClassCounts
 
 GROUPS = ("many", "medium", "few", "all")
@@ -38,23 +39,33 @@ def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
         "second_stage" where there was one, with what it was trained on.
     """
     summary = []
-    for method in results[0]["rows"]:
+    everywhere = set.intersection(*(set(result["rows"]) for result in results))
+    for method in (name for name in results[0]["rows"] if name in everywhere):
         rows = [result["rows"][method] for result in results]
         row: dict[str, Any] = {"recipe": results[0]["recipe"]["name"], "method": method}
         row.update({group: mean_and_std([r[group] for r in rows]) for group in GROUPS})
         for strength in STRENGTHS & rows[0].keys():
-            row[strength] = _over_seeds([r[strength] for r in rows])
+            origin = _alike(method, [_without(r[strength], "value") for r in rows])
+            row[strength] = {"values": [r[strength]["value"] for r in rows], **origin}
         if "second_stage" in rows[0]:
-            row["second_stage"] = {"on": rows[0]["second_stage"]["on"]}
+            row["second_stage"] = _alike(method, [_without(r["second_stage"], "epoch") for r in rows])
+        if "distance" in rows[0]:
+            row["distance"] = _alike(method, [r["distance"] for r in rows])
         if "head_cosine" in rows[0]:
             row["head_cosine"] = {g: mean_and_std([r["head_cosine"][g] for r in rows]) for g in GROUPS[:3]}
         summary.append(row)
     return summary
 
 
-def _over_seeds(strengths: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    first = {key: value for key, value in strengths[0].items() if key != "value"}
-    return {"values": [strength["value"] for strength in strengths], **first}
+def _without(record: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != key}
+
+
+def _alike(method: str, settings: Sequence[Any]) -> Any:
+    """What all seeds have; a mean over seeds of different settings would mean nothing."""
+    if any(other != settings[0] for other in settings):
+        raise checks.InputError(f"method: seeds of this run have '{method}' in different settings; adjust it anew")
+    return settings[0]
 
 
 def combined(name: str, runs: dict[str, list[Result]]) -> dict[str, Any]:
@@ -126,7 +137,10 @@ def swept(name: str, results: Sequence[Result], curves: Sequence[dict[str, Any]]
                 group: [mean_and_std(at) for at in zip(*(curve[split][group] for curve in curves), strict=True)]
                 for group in first[split]
             }
-    record["chosen"] = _over_seeds([curve["chosen"] for curve in curves]) if "chosen" in first else None
+    record["chosen"] = None
+    if "chosen" in first:
+        origin = _alike(first["method"], [_without(curve["chosen"], "value") for curve in curves])
+        record["chosen"] = {"values": [curve["chosen"]["value"] for curve in curves], **origin}
     return record
 
 

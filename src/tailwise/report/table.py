@@ -50,9 +50,13 @@ def print_record(console: Console, record: dict[str, Any], lines: Sequence[str] 
         if side_by_side:
             cells = [str(record["runs"].index(row["run"]) + 1), *cells, figure(row["difference"], "+")]
         table.add_row(*cells, style="bold" if row["all"] and row["all"]["mean"] == best else None)
-    console.print(table)
+    _print_whole(console, table)
     named = [f"run {number} is {run}" for number, run in enumerate(record["runs"], 1)] if side_by_side else []
-    for line in [*named, *_notes(rows), *lines]:
+    if side_by_side:
+        where = {id(row): f"run {record['runs'].index(row['run']) + 1}, " for row in rows}
+    else:
+        where = {id(row): f"{row['recipe'].split('/')[1]}, " if by_recipe else "" for row in rows}
+    for line in [*named, *(where[id(row)] + note for row in rows for note in _notes(row)), *lines]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -69,7 +73,7 @@ def print_sweep(console: Console, record: dict[str, Any]) -> None:
     )
     splits = [split for split in ("val", "test") if split in record]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for header in (column, *(f"{split} {group}" for split in splits for group in GROUPS), "chosen"):
+    for header in (column, *(f"{split}\n{group}" for split in splits for group in GROUPS), "chosen"):
         table.add_column(header, justify="right")
     chosen = record["chosen"]
     for number, value in enumerate(values):
@@ -78,8 +82,10 @@ def print_sweep(console: Console, record: dict[str, Any]) -> None:
         mark = "" if not times else f"x {times}" if len(seeds) > 1 else "*"
         cells = [f"{value:g}", *("-" if mean is None else f"{mean['mean']:.1f}" for mean in means), mark]
         table.add_row(*cells, style="bold" if times else None)
-    console.print(table)
+    _print_whole(console, table)
     lines = [f"{strength} {_chosen(chosen)}" if chosen else f"no val: no {strength} was chosen"]
+    if "val" in record or not chosen:
+        lines.append("the test columns are for looking at: nothing was chosen on them")
     lines += [f"wrote {path}" for path in record["wrote"]]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -114,25 +120,36 @@ def print_recipes(console: Console, recipes: Sequence[dict[str, Any]], suites: M
         console.print()
 
 
-def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What the figures rest on: each strength and where it came from, how features lean to the head direction."""
+def _print_whole(console: Console, table: Table) -> None:
+    """The table at its own width: a terminal that is narrower breaks lines, but no figure is cut."""
+    before = console.width
+    console.width = 10_000
+    console.width = max(before, console.measure(table).maximum)
+    console.print(table)
+    console.width = before
+
+
+def _notes(row: dict[str, Any]) -> list[str]:
+    """What a row rests on: its strength and where that came from, how features lean to the head direction."""
     notes = []
-    for row in rows:
-        for strength in sorted(STRENGTHS & row.keys()):
-            note = f"{row['method']}: {strength.replace('_', ' ')} {_chosen(row[strength])}"
-            if "head_cosine" in row:
-                lean = " / ".join("-" if c is None else f"{c['mean']:.2f}" for c in row["head_cosine"].values())
-                note += f"; cos to the head direction many / medium / few {lean}"
-            notes.append(note)
-        if row.get("second_stage", {}).get("on") == "features":
-            notes.append(f"{row['method']}: second stage on stored features, not on augmented images")
+    for strength in sorted(STRENGTHS & row.keys()):
+        note = f"{row['method']}: {strength.replace('_', ' ')} {_chosen(row[strength])}"
+        if "head_cosine" in row:
+            lean = " / ".join("-" if c is None else f"{c['mean']:.2f}" for c in row["head_cosine"].values())
+            note += f"; cos to the head direction many / medium / few {lean}"
+        notes.append(note)
+    if row.get("second_stage", {}).get("on") == "features":
+        notes.append(f"{row['method']}: second stage on stored features, not on augmented images")
+    if row["method"] == "ncm" and row.get("distance", "cosine") != "cosine":
+        notes.append(f"ncm: distance {row['distance']}")
     return notes
 
 
 def _chosen(strength: dict[str, Any]) -> str:
-    """ "0.7, 0.9 (chosen on val by mean-per-class)"."""
-    values, origin = strength["values"], strength["from"]
+    """ "0.7, 0.9 (chosen on val)"; by what, where that is not the mean over classes."""
+    values, origin, by = strength["values"], strength["from"], strength.get("by", "mean-per-class")
     shown = f"{values[0]:.4g}" if len(set(values)) == 1 else ", ".join(f"{value:.4g}" for value in values)
-    how = {"given": "given", "learned": "learned on train", "train": "chosen on re-balanced train"}
-    by = f" by {strength['by']}" if strength.get("by", "mean-per-class") != "mean-per-class" else ""
-    return f"{shown} ({how.get(origin, f'chosen on {origin}')}{by})"
+    how = {"given": "given", "recipe": "the recipe's", "learned": "learned on train"}.get(origin, f"chosen on {origin}")
+    if origin == "train" and by == "mean-per-class":
+        how = "chosen on re-balanced train"
+    return f"{shown} ({how}{'' if by == 'mean-per-class' else f' by {by}'})"
