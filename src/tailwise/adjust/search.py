@@ -1,4 +1,4 @@
-"""Choose an adjustment's strength on validation data, never on test."""
+"""Choose an adjustment's strength by the predictions it leads to. On which data, the caller says: val, not test."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -118,7 +118,7 @@ def learn_norm_power(
         tolerance: how near the returned power is to the minimum, above 0.
 
     Raises:
-        InputError: no labels, as many labels as features missing, a label outside 0..C-1, lowest not below highest.
+        InputError: no labels, not one for each row of z, a label outside 0..C-1, lowest not below highest.
 
     Limit cases: weights longer and features shorter by one factor change nothing; where all weights have one length
     every power is as good, and the lowest is returned.

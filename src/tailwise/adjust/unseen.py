@@ -45,7 +45,7 @@ def mask_unseen(
     # one place and one text: Python's default filter shows it once
     warnings.warn(
         f"{len(unseen)} of {counts.num_classes} classes have no training image and are never predicted "
-        f"({shown}); allow_unseen=True lets them be",
+        f"({shown}); with allow_unseen they may be",
         UserWarning,
         stacklevel=1,
     )

@@ -31,7 +31,7 @@ def predict(
         split: its name.
 
     Raises:
-        InputError: no batches, features that are not finite, as many ids as images missing.
+        InputError: no batches, features that are not finite, not one id for each image.
     """
     model.eval()
     features, logits, labels = [], [], []

@@ -63,7 +63,7 @@ def train(
     Args:
         resume: leave out the seeds that are complete, go on with the one that is not. The results are, bit for bit,
             those of a run that was never stopped.
-        save_every: seconds between two snapshots, beside which at most that much training is lost.
+        save_every: seconds between two snapshots: at most that much training is lost.
 
     Raises:
         InputError: anything in recipes, data or folder that will not do; a run of other settings to go on with.

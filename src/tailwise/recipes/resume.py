@@ -41,7 +41,7 @@ class Log:
             file.write(json.dumps({**asdict(end), "val": val}) + "\n")
 
     def keep(self, lines: int) -> None:
-        """Forget what came after the first lines: it will be done again. A line that was cut off is among it."""
+        """Forget what came after the first lines, whole or cut off: it will be done again."""
         if not ranks.is_main():
             return
         kept = self.path.read_text().splitlines(keepends=True)[:lines]
