@@ -498,10 +498,10 @@ def test_an_mlp_learns_what_no_plane_divides():
 
 
 def standardized(features, num_classes):
-    """(x - mean) * s and s, which brings the mean squared length to 7 C."""
+    """(x - mean) * s and s, which brings the mean squared length to 5 C."""
     x = np.array(rows(features))
     x = x - x.mean(axis=0)
-    factor = math.sqrt(7 * num_classes / np.mean([length(v) ** 2 for v in x.tolist()]))
+    factor = math.sqrt(5 * num_classes / np.mean([length(v) ** 2 for v in x.tolist()]))
     return x * factor, factor
 
 
@@ -575,7 +575,7 @@ def test_crt_depends_on_its_seed_alone():
 
 def test_crt_starts_from_fresh_weights_of_its_seed():
     x, y = normal(32, 400, 64, dtype=torch.float32), torch.arange(400) % 20
-    x *= math.sqrt(7 * 20 / 64)  # squared lengths of 7 C: taken as they are
+    x *= math.sqrt(5 * 20 / 64)  # squared lengths of 5 C: taken as they are
     first, other = (fit_crt(x, y, 20, epochs=1, learning_rate=1e-12, seed=seed).weight for seed in (0, 1))
     for weight in (first, other):  # as a linear classifier is made
         assert 0.12 < weight.abs().max() <= 1.02 / math.sqrt(64)

@@ -25,7 +25,7 @@ from tailwise.seeds import mixed_seed
 from tailwise.shapes import Float, Int
 from tailwise.train import Stage, cosine, fit
 
-LENGTH = 7.0  # mean squared length per class of the features that cRT's steps are taken on
+LENGTH = 5.0  # mean squared length per class of the features that cRT's steps are taken on
 Classifier = TypeVar("Classifier", bound=nn.Module)
 
 
@@ -86,7 +86,7 @@ def fit_crt(
 
     Kang et al. 2020, cRT, with stored features in place of augmented images. Arguments and errors as in `relearn`.
 
-    The steps are taken on (x - mean) * s and folded back into W and b, where s brings the mean squared length to 7 C: a
+    The steps are taken on (x - mean) * s and folded back into W and b, where s brings the mean squared length to 5 C: a
     class is the target of one sample in C, so that a step moves its logits by about learning_rate * |x|^2 / C. One
     learning rate then suits features of any origin, width and number of classes, and the mean, which all samples
     share, slows nothing down.
