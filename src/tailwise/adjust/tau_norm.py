@@ -4,6 +4,7 @@ Kang's tau is `norm_power` here, so that it is never mistaken for the scale tau 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -158,7 +159,7 @@ def learn_norm_power(
     return min((low, _golden_section(loss, low, high, tolerance), high), key=loss)
 
 
-def _golden_section(loss, low: float, high: float, tolerance: float) -> float:  # type: ignore[no-untyped-def]
+def _golden_section(loss: Callable[[float], float], low: float, high: float, tolerance: float) -> float:
     shrink = (math.sqrt(5) - 1) / 2
     left, right = high - shrink * (high - low), low + shrink * (high - low)
     at_left, at_right = loss(left), loss(right)
