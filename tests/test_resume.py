@@ -290,6 +290,7 @@ def test_killed_at_random_moments_the_run_ends_as_if_it_had_not(whole, tmp_path)
         assert not folder.exists() or every_visible_file_is_whole(folder)
         if kills == 3:
             break
+    assert kills, "the run was always over before it was killed: nothing was tested"
     begun = ["--resume"] if (folder / "recipe.json").exists() else []
     done = subprocess.run(command(folder, *begun), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

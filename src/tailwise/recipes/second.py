@@ -220,7 +220,7 @@ def load_adjusted(path: Path, first: Recognizer, digest: str) -> Kept:
     classifier: nn.Module
     if meta["classifier"] == "folded":
         tensors = {name: state.get(f"classifier.{name}") for name in ("weight", "bias", "center")}
-        classifier = FoldedClassifier(**tensors, num_heads=meta["num_heads"], norm=meta["norm"])  # type: ignore[arg-type]
+        classifier = FoldedClassifier(**tensors, num_heads=meta["num_heads"], norm=meta["norm"])  # type: ignore[arg-type]  # only weight is never None
     else:
         classifier = MlpClassifier(**meta["mlp"])
         load_state(classifier, state, prefix="classifier.")
