@@ -145,7 +145,7 @@ def test_overrides_reach_where_the_key_exists():
         ("name=x", "unknown key 'name'"),
         ("classifier.name=cosine", "recipe digits-lt/tde trains a causal classifier"),
         ("stages.0.nesterov=maybe", r"stages\.0\.nesterov: .*boolean"),
-        ("threads=100000", "threads: .*256"),
+        ("compute.threads=100000", "compute.threads: .*256"),
     ],
 )
 def test_wrong_overrides_are_named(assignment, message):

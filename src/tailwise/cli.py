@@ -27,6 +27,9 @@ POWERS = ("auto", "train", "learned")
 
 Seeds = Annotated[int | None, Parameter(help="Seeds 0 to N-1; each draws its own subset (default: the recipe's).")]
 DataDir = Annotated[Path | None, Parameter(help="Where local data sets lie (default: $TAILWISE_DATA).")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], Parameter(help="Where to compute; auto is a GPU where there is one.")
+]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
 Method = Annotated[str | None, Parameter(help="A row: linear, tau-norm, ncm, crt, lws, tde, ...; `tailwise recipes`.")]
 AlphaText = Annotated[str | None, Parameter(help="Strength of TDE: a number, or auto (chosen on val).")]
@@ -72,6 +75,7 @@ def train(
         ),
     ] = None,
     data_dir: DataDir = None,
+    device: Device = "auto",
     out: Annotated[Path | None, Parameter(help="A new folder for the run (default: runs/NAME).")] = None,
     resume: Annotated[
         bool, Parameter(negative="", help="Go on with the run in --out, or the last of runs/NAME, where it stopped.")
@@ -98,7 +102,14 @@ def train(
             runs.check_begun(folder, suite=len(chosen) > 1)
         with watching(Console(stderr=True, quiet=json or not ranks.is_main())) as watch:
             trained = experiment.train(
-                chosen, list(numbers), folder, data_dir=data_dir, watch=watch, resume=resume, save_every=save_every
+                chosen,
+                list(numbers),
+                folder,
+                data_dir=data_dir,
+                watch=watch,
+                device=device,
+                resume=resume,
+                save_every=save_every,
             )
         if not ranks.is_main():
             return
@@ -125,6 +136,7 @@ def evaluate(
     power: PowerText = None,
     metric: Metric = None,
     data_dir: DataDir = None,
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Measure a trained run again, at any alpha or norm power, from its stored features."""
@@ -147,7 +159,9 @@ def evaluate(
 
     asked = Asked(*strengths, metric)
     with _warnings_as_notes():
-        results = [measure.measure(measure.open_trained(seed, data_dir), rows, asked) for seed in opened.seeds]
+        results = [
+            measure.measure(measure.open_trained(seed, data_dir, device=device), rows, asked) for seed in opened.seeds
+        ]
     _show(combined(opened.recipe.name, {str(run): results}), json)
 
 
@@ -161,6 +175,7 @@ def adjust(
     power: PowerText = None,
     metric: Metric = None,
     data_dir: DataDir = None,
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Adjust a trained run: choose a strength or train a second stage, write the new classifier beside the old."""
@@ -189,7 +204,9 @@ def adjust(
             label = f"{recipe.name} seed {seed.seed}, {chosen}"
             if epochs:
                 watch.begin(label, epochs)
-            result, path = measure.adjust(measure.open_trained(seed, data_dir, recipe), chosen, asked, watch.epoch)
+            result, path = measure.adjust(
+                measure.open_trained(seed, data_dir, recipe, device), chosen, asked, watch.epoch
+            )
             if epochs:
                 watch.done(label, f"test {result['rows'][chosen]['all']:.1f}")
             done.append((result, str(path)))
@@ -208,6 +225,7 @@ def sweep(
     highest: Annotated[float | None, Parameter(help="Last value of the grid (default: alpha 5, norm power 2).")] = None,
     step: Annotated[float, Parameter(help="From one value to the next.")] = 0.1,
     data_dir: DataDir = None,
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Accuracy by group at every alpha (Tang et al., Fig. 4) or norm power (Kang et al., Fig. 2); stores the curve."""
@@ -226,7 +244,8 @@ def sweep(
     values, asked = measure.grid(chosen, highest, step), Asked(metric=metric)
     with _warnings_as_notes():
         done = [
-            measure.sweep_strength(measure.open_trained(seed, data_dir), chosen, asked, values) for seed in opened.seeds
+            measure.sweep_strength(measure.open_trained(seed, data_dir, device=device), chosen, asked, values)
+            for seed in opened.seeds
         ]
     record = swept(opened.recipe.name, [seed.results() for seed in opened.seeds], [curve for curve, _ in done])
     record |= {"wrote": [str(path) for _, path in done]}

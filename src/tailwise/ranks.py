@@ -20,6 +20,8 @@ def joined() -> Iterator[None]:
     if not launched() or dist.is_initialized():
         yield
         return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     yield
     # Not after an error: the others may be waiting in the middle of a reduction, and torchrun ends them.
@@ -61,6 +63,11 @@ def count() -> int:
 def rank() -> int:
     """Which of them this is, from 0."""
     return dist.get_rank() if _together() else 0
+
+
+def local_rank() -> int:
+    """Which of the processes on this machine this is, from 0: the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_main() -> bool:

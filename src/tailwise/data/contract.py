@@ -1,7 +1,7 @@
 """What every data set hands to the rest: three splits, the class counts, names and ids."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device) -> "Split":
+        """The same images and labels on a device."""
+        return Split(self.images.to(device), self.labels.to(device), self.ids)
+
     def take(self, indices: NDArray[np.int64]) -> "Split":
         """The images at `indices`, in that order."""
         index = torch.from_numpy(indices)
@@ -61,3 +65,15 @@ class LongTailedData:
     class_names: tuple[str, ...]
     subset_hash: str
     normalize: Callable[[Tensor], Tensor]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images lie, as bytes, and are augmented."""
+        return self.train.images.device
+
+    def to(self, device: torch.device) -> "LongTailedData":
+        """The same data on a device."""
+        val = None if self.val is None else self.val.to(device)
+        # under protocol legacy val is test: one copy, and still the same
+        test = val if val is not None and self.val is self.test else self.test.to(device)
+        return replace(self, train=self.train.to(device), val=val, test=test)

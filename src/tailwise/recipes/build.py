@@ -52,7 +52,7 @@ from tailwise.sampling import (
     reverse_probabilities,
 )
 from tailwise.seeds import mixed_seed
-from tailwise.train import Schedule, Stage, constant, cosine, multistep
+from tailwise.train import Compute, Schedule, Stage, constant, cosine, multistep
 
 BACKBONES: dict[str, Callable[[], DigitsNet | ResNet32]] = {
     "digits-net": DigitsNet,
@@ -75,7 +75,7 @@ Draw = Callable[[int], NDArray[np.int64]]
 def cpu_threads(recipe: Recipe) -> Iterator[None]:
     """Run the block on as many CPU threads as the recipe asks for; their number is part of what a result depends on."""
     before = torch.get_num_threads()
-    torch.set_num_threads(recipe.threads or before)
+    torch.set_num_threads(recipe.compute.threads or before)
     try:
         yield
     finally:
@@ -97,6 +97,28 @@ def build_data(recipe: Recipe, seed: int, data_dir: Path | None) -> LongTailedDa
             profile=settings.profile,
         )
     return under_protocol(data, recipe.protocol, subset_seed)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name, "cpu" or "cuda"; "auto" is a GPU where there is one.
+
+    Under torchrun each process has one of its own.
+
+    Raises:
+        InputError: another name, or no GPU here.
+    """
+    checks.choice("device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise checks.InputError("device: expected a GPU that torch can use, got none")
+    return (
+        torch.device("cuda", ranks.local_rank()) if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
+    )
+
+
+def build_compute(recipe: Recipe, device: torch.device) -> Compute:
+    """How the recipe has its arithmetic done, on this device."""
+    how = recipe.compute
+    return Compute(device, how.precision, how.channels_last, how.compile, how.sync_batchnorm)
 
 
 def subset_seed_of(recipe: Recipe, seed: int) -> int:
@@ -181,6 +203,8 @@ def build_stages(
             legacy_bn_drift=stage.legacy_bn_drift,
             accumulate=stage.accumulate,
             drop_last=stage.drop_last,
+            clip_norm=stage.clip_norm,
+            weight_average=stage.weight_average,
             **({"on_learning_rate": follow} if follows else {}),
         )
         for number, stage in enumerate(stages)
@@ -198,7 +222,7 @@ def trainable_modules(stage: StageSettings, model: Recognizer) -> tuple[str, ...
 def build_sampler(stage: StageSettings, data: LongTailedData, seed: int) -> EpochSampler:
     """The stage's sampler over the training images, with the counts trained on."""
     counts = data.counts
-    members = Members.of(data.train.labels.numpy(), counts)
+    members = Members.of(data.train.labels.cpu().numpy(), counts)
 
     def by_class(probabilities: Callable[[int], NDArray[np.float64]], *, cyclic: bool = False) -> Draw:
         rule = cyclic_draw if cyclic else class_draw
@@ -286,10 +310,12 @@ def in_order(data: LongTailedData, split: Split, indices: Tensor) -> EpochBatche
 
 
 def _sgd(stage: StageSettings, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    tensors = list(parameters)
     return SGD(
-        parameters,
+        tensors,
         lr=stage.learning_rate,
         momentum=stage.momentum,
         weight_decay=stage.weight_decay,
         nesterov=stage.nesterov,
+        fused=all(tensor.is_cuda for tensor in tensors),  # with a loss scaler, the other kinds wait for the device
     )

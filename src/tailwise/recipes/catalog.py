@@ -11,6 +11,7 @@ from tailwise.recipes.schema import (
     CapsuleSettings,
     CausalSettings,
     ClassifierSettings,
+    ComputeSettings,
     CosineScheduleSettings,
     CosineSettings,
     DataSettings,
@@ -52,7 +53,9 @@ DIGITS = {
     ),
     "tde": TdeSettings(fixed_alpha=1.0),
     "seeds": 5,
-    "threads": 1,  # operations this small gain nothing from a second, and lose much where the machine is shared
+    "compute": ComputeSettings(
+        threads=1
+    ),  # operations this small gain nothing from a second, and lose much where the machine is shared
 }
 
 # Tang et al. 2020 on CIFAR-LT, from the paper and the authors' configuration: two-branch ResNet-32, batch 256,

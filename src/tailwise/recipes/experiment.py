@@ -18,11 +18,13 @@ from tailwise.evaluate import Store, metric
 from tailwise.recipes import runs
 from tailwise.recipes.adjusters import choice_of, sweep
 from tailwise.recipes.build import (
+    build_compute,
     build_data,
     build_load,
     build_model,
     build_stages,
     cpu_threads,
+    find_device,
     subset_seed_of,
 )
 from tailwise.recipes.keep import BestOnVal
@@ -33,7 +35,7 @@ from tailwise.recipes.second import epochs_on_images, try_second_stage
 from tailwise.recipes.trained import Trained
 from tailwise.recognizer import Recognizer
 from tailwise.seeds import mixed_seed
-from tailwise.train import EpochEnd, load_checkpoint, load_state, save_checkpoint
+from tailwise.train import EpochEnd, compiler_works, load_checkpoint, load_state, save_checkpoint
 
 
 @runtime_checkable
@@ -52,6 +54,7 @@ def train(
     *,
     data_dir: Path | None,
     watch: Watch,
+    device: str = "auto",
     resume: bool = False,
     save_every: float = 60.0,
 ) -> list[runs.Run]:
@@ -61,6 +64,7 @@ def train(
     folder appears when it is complete; until then what there is of it lies in seed-K.partial.
 
     Args:
+        device: "cpu", "cuda" or "auto", a GPU where there is one.
         resume: leave out the seeds that are complete, go on with the one that is not. The results are, bit for bit,
             those of a run that was never stopped.
         save_every: seconds between two snapshots: at most that much training is lost.
@@ -69,6 +73,7 @@ def train(
         InputError: anything in recipes, data or folder that will not do; a run of other settings to go on with.
     """
     checks.number("save_every", save_every, at_least=0)
+    where = find_device(device)
     for recipe in recipes:
         data = build_data(recipe, seeds[0], data_dir)
         with torch.random.fork_rng(devices=[]):
@@ -84,7 +89,7 @@ def train(
     if resume:
         for recipe in recipes:
             _check_same(recipe, folders[recipe.name] / runs.RECIPE)
-    how = How(data_dir, watch, resume, save_every)
+    how = How(data_dir, watch, where, resume, save_every)
     return [_train_seeds(recipe, seeds, folders[recipe.name], how) for recipe in recipes]
 
 
@@ -94,6 +99,7 @@ class How:
 
     data_dir: Path | None
     watch: Watch
+    device: torch.device
     resume: bool
     save_every: float
 
@@ -145,7 +151,7 @@ def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, how: How) -
 
 def _train_one(recipe: Recipe, seed: int, folder: Path, how: How) -> None:
     start = time.perf_counter()
-    data = build_data(recipe, seed, how.data_dir)
+    data = build_data(recipe, seed, how.data_dir).to(how.device)
     label = f"{recipe.name} seed {seed}"
     with cpu_threads(recipe), torch.random.fork_rng(devices=[]), runs.unfinished_folder(folder) as written:
         about = {
@@ -157,7 +163,7 @@ def _train_one(recipe: Recipe, seed: int, folder: Path, how: How) -> None:
             "counts": list(data.counts.per_class),
             "published_counts": list(data.published_counts.per_class),
             "class_names": list(data.class_names),
-            "versions": versions(),
+            "versions": versions(recipe, how.device),
         }
         log = Log(written / runs.LOG)
         epochs = {"first": sum(stage.epochs for stage in recipe.stages)}
@@ -180,7 +186,8 @@ def _train_one(recipe: Recipe, seed: int, folder: Path, how: How) -> None:
         if not ranks.agree(done.exists()):
             keep = BestOnVal(model, data, recipe, _score(recipe, data))
             stages = build_stages(recipe.stages, recipe, model, data, seed)
-            epoch = fit_kept(model, stages, build_load(recipe.stages, data, seed), keep, place("first"), on_epoch)
+            load, compute = build_load(recipe.stages, data, seed), build_compute(recipe, how.device)
+            epoch = fit_kept(model, stages, load, keep, place("first"), on_epoch, compute)
             if ranks.is_main():
                 save_checkpoint(done, model.state_dict(), {**about, "epoch": epoch})
             ranks.wait()
@@ -217,13 +224,15 @@ def _score(recipe: Recipe, data: LongTailedData) -> Callable[[Recognizer, Store]
     return score
 
 
-def versions() -> dict[str, str]:
-    """What a number depends on beside the recipe."""
+def versions(recipe: Recipe, device: torch.device) -> dict[str, str]:
+    """What a number depends on beside recipe and data."""
     return {
         "tailwise": importlib.metadata.version("tailwise"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "compiled": str(recipe.compute.compile and compiler_works(device.type)),
         "threads": str(torch.get_num_threads()),
         "processes": str(ranks.count()),
     }

@@ -12,7 +12,7 @@ from tailwise.adjust import choose
 from tailwise.evaluate import metric
 from tailwise.recipes import runs
 from tailwise.recipes.adjusters import strength_name, sweep
-from tailwise.recipes.build import build_model
+from tailwise.recipes.build import build_model, find_device
 from tailwise.recipes.resume import OnEpoch
 from tailwise.recipes.rows import row_of
 from tailwise.recipes.schema import Recipe
@@ -47,16 +47,18 @@ def load_model(folder: Path | str, method: str | None = None) -> Recognizer:
     return load_adjusted(path, model, checkpoint.digest).model
 
 
-def open_trained(seed: runs.SeedFolder, data_dir: Path | None, recipe: Recipe | None = None) -> Trained:
+def open_trained(
+    seed: runs.SeedFolder, data_dir: Path | None, recipe: Recipe | None = None, device: str = "auto"
+) -> Trained:
     """A seed's model as it was trained; `recipe` may differ from the run's in what comes after training.
 
-    Stores that are gone, or not of this checkpoint, are made again from the images when they are needed.
+    Stores that are gone, or not of this checkpoint, are made again from the images when they are needed, on `device`.
 
     Raises:
-        InputError: a corrupt checkpoint.
+        InputError: a corrupt checkpoint; no such device.
     """
     model, checkpoint = _load(seed.recipe, seed.checkpoint)
-    find_data = trained_data(seed.recipe, seed.seed, data_dir)
+    find_data = trained_data(seed.recipe, seed.seed, data_dir, find_device(device))
     return Trained(seed.path, recipe or seed.recipe, seed.seed, model, checkpoint.digest, checkpoint.meta, find_data)
 
 

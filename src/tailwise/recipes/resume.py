@@ -16,7 +16,17 @@ from tailwise import checks, ranks
 from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.runs import flat, write_text
 from tailwise.recognizer import Recognizer
-from tailwise.train import Batches, EpochEnd, Snapshot, Stage, fit, load_checkpoint, save_checkpoint, snapshot_of
+from tailwise.train import (
+    Batches,
+    Compute,
+    EpochEnd,
+    Snapshot,
+    Stage,
+    fit,
+    load_checkpoint,
+    save_checkpoint,
+    snapshot_of,
+)
 
 OnEpoch = Callable[[EpochEnd, float | None], None]
 
@@ -115,6 +125,7 @@ def fit_kept(
     keep: BestOnVal,
     place: Place | None,
     on_epoch: OnEpoch,
+    compute: Compute,
 ) -> int:
     """Train, from the snapshot in `place` if there is one, and put the weights to keep back; returns their epoch.
 
@@ -132,6 +143,7 @@ def fit_kept(
             on_epoch=lambda end: on_epoch(end, keep.consider()),
             on_pause=lambda take: place.save_if_due(take, keep) if place else None,
             resume=place.load(keep) if place else None,
+            compute=compute,
         )
     return keep.restore()
 

@@ -158,6 +158,8 @@ class StageSettings(Settings):
     legacy_bn_drift: bool = False
     accumulate: PositiveInt = 1
     drop_last: bool = False
+    clip_norm: PositiveFloat | None = None
+    weight_average: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "StageSettings":
@@ -216,6 +218,19 @@ class NcmSettings(Settings):
     distance: Literal["cosine", "l2", "centered"] = "cosine"
 
 
+class ComputeSettings(Settings):
+    """How training does its arithmetic; the terms are those of `tailwise.train.Compute`.
+
+    threads: of the CPU; null is torch's own choice.
+    """
+
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    sync_batchnorm: bool = True
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+
+
 class Published(Settings):
     """A number of the paper: top-1 of one method over all classes, in percent, and where it is printed."""
 
@@ -229,7 +244,7 @@ class Recipe(Settings):
 
     stages: what trains the model. methods: the rows it reports, the trained classifier's own first. second: the
     stages that follow for those of them that train once more. metric: what strengths and epochs are chosen by.
-    seeds: how many runs it takes by default. threads: of the CPU; null is torch's own choice.
+    seeds: how many runs it takes by default.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]
@@ -246,7 +261,7 @@ class Recipe(Settings):
     allow_unseen: bool = False
     protocol: Protocol = "clean"
     seeds: PositiveInt = 3
-    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    compute: ComputeSettings = ComputeSettings()
     published: tuple[Published, ...] = ()
 
     @model_validator(mode="after")

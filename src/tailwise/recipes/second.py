@@ -23,7 +23,7 @@ from tailwise.counts import ClassCounts
 from tailwise.data import LongTailedData
 from tailwise.evaluate import Store
 from tailwise.recipes.adjusters import features_of, labels_of
-from tailwise.recipes.build import build_load, build_second_classifier, build_stages, cpu_threads
+from tailwise.recipes.build import build_compute, build_load, build_second_classifier, build_stages, cpu_threads
 from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.resume import OnEpoch, Place, fit_kept
 from tailwise.recipes.schema import Recipe, SecondStageSettings
@@ -149,7 +149,8 @@ def _on_images(
 ) -> int:
     stages = build_stages([settings.stage], recipe, model, data, seed)
     load = build_load([settings.stage], data, seed)
-    return fit_kept(model, stages, load, BestOnVal(model, data, recipe), place, on_epoch)
+    compute = build_compute(recipe, data.device)
+    return fit_kept(model, stages, load, BestOnVal(model, data, recipe), place, on_epoch, compute)
 
 
 def folded(classifier: nn.Module, counts: ClassCounts, *, allow_unseen: bool) -> nn.Module:

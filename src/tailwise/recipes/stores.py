@@ -15,6 +15,7 @@ from tailwise.evaluate.store import ARRAYS
 from tailwise.recipes.build import cpu_threads, in_order
 from tailwise.recipes.schema import Recipe
 from tailwise.recognizer import Recognizer
+from tailwise.train import on_device
 
 
 class Stores:
@@ -78,7 +79,8 @@ def predict_split(model: Recognizer, data: LongTailedData, split: str, digest: s
     name = "test" if part is data.test else split
     parts = torch.tensor_split(torch.arange(len(part)), min(ranks.count(), len(part)))
     mine = parts[min(ranks.rank(), len(parts) - 1)]
-    store = predict(model, in_order(data, part, mine), ids=part.ids[mine.numpy()], checkpoint=digest, split=name)
+    with on_device(model, data.device):
+        store = predict(model, in_order(data, part, mine), ids=part.ids[mine.numpy()], checkpoint=digest, split=name)
     if ranks.count() == 1:
         return store
     stores = ranks.gathered(store)[: len(parts)]

@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tailwise import checks, ranks
 from tailwise.counts import ClassCounts
 from tailwise.data import LongTailedData
@@ -178,6 +180,8 @@ class Trained:
                 )
 
 
-def trained_data(recipe: Recipe, seed: int, data_dir: Path | None) -> Callable[[], LongTailedData]:
+def trained_data(
+    recipe: Recipe, seed: int, data_dir: Path | None, device: torch.device
+) -> Callable[[], LongTailedData]:
     """What finds a trained model's images when they are needed."""
-    return lambda: build_data(recipe, seed, data_dir)
+    return lambda: build_data(recipe, seed, data_dir).to(device)

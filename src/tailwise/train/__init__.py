@@ -1,6 +1,7 @@
 """The training loop, its stages, schedules and checkpoints."""
 
 from tailwise.train.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint
+from tailwise.train.compute import Compute, Precision, compiler_works, on_device
 from tailwise.train.loop import Batches, EpochEnd, fit, only_trainable
 from tailwise.train.schedules import Schedule, constant, cosine, multistep
 from tailwise.train.snapshot import Snapshot, snapshot_of
@@ -9,17 +10,21 @@ from tailwise.train.stage import Sampler, Stage
 __all__ = [
     "Batches",
     "Checkpoint",
+    "Compute",
     "EpochEnd",
+    "Precision",
     "Sampler",
     "Schedule",
     "Snapshot",
     "Stage",
+    "compiler_works",
     "constant",
     "cosine",
     "fit",
     "load_checkpoint",
     "load_state",
     "multistep",
+    "on_device",
     "only_trainable",
     "save_checkpoint",
     "snapshot_of",

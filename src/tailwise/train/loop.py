@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -11,11 +11,12 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from tailwise import checks, ranks
+from tailwise.train.compute import Compute
 from tailwise.train.snapshot import Progress, Snapshot, put_back, take_snapshot
 from tailwise.train.stage import Stage
+from tailwise.train.step import Training
 
 
 @runtime_checkable
@@ -24,13 +25,6 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-
-@runtime_checkable
-class MovesOncePerStep(Protocol):
-    """A module with state that moves once per optimiser step, told how many forwards a step has."""
-
-    update_every: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +48,7 @@ def fit(
     on_epoch: Callable[[EpochEnd], None] = lambda _: None,
     on_pause: Callable[[Callable[[], Snapshot]], None] = lambda _: None,
     resume: Snapshot | None = None,
+    compute: Compute = Compute(),  # noqa: B008  # immutable
 ) -> None:
     """Train `model` through `stages`, in place.
 
@@ -69,6 +64,7 @@ def fit(
         on_epoch: called after each epoch; may put the model in eval mode.
         on_pause: called between any two steps with a function that takes a snapshot, for whoever wants one.
         resume: go on from this snapshot; the rest is, bit for bit, what it would have been.
+        compute: on which device and how; `load` gives batches on that device.
 
     Raises:
         InputError: an unknown module name in `trainable`, an epoch without a batch, a loss that is not finite, or a
@@ -76,10 +72,10 @@ def fit(
     """
     first = resume.progress["stage"] if resume else 0
     for number, stage in enumerate(stages[first:], first):
-        with only_trainable(model, stage.trainable, bn_drift=stage.legacy_bn_drift) as set_train_mode:
-            optimizer = stage.optimizer([p for p in model.parameters() if p.requires_grad])
-            done = put_back(resume, model, optimizer) if resume and number == first else Progress(stage=number)
-            forward = DistributedDataParallel(model) if ranks.count() > 1 else model
+        only = only_trainable(model, stage.trainable, bn_drift=stage.legacy_bn_drift)
+        with only as set_train_mode, compute.placed(model):
+            training = Training(model, stage, compute)
+            done = put_back(resume, training) if resume and number == first else Progress(stage=number)
             while done.epoch <= stage.epochs:
                 set_train_mode()
                 batches = load(stage, done.epoch)
@@ -91,17 +87,17 @@ def fit(
                 start = time.perf_counter() - done.seconds
                 for images, labels in islice(batches, done.batch, None):
                     done.learning_rate = stage.learning_rate(done.epoch - 1 + done.batch / len(batches))
-                    stage.on_learning_rate(done.learning_rate)
-                    for group in optimizer.param_groups:
-                        group["lr"] = done.learning_rate
-                    done.loss_sum = done.loss_sum + _step(forward, optimizer, stage, images, labels)
+                    training.set_learning_rate(done.learning_rate)
+                    done.loss_sum = done.loss_sum + training.step(images, labels)
                     done.images += len(labels)
                     done.batch += 1
                     done.seconds = time.perf_counter() - start
-                    on_pause(partial(take_snapshot, model, optimizer, done))
-                on_epoch(_epoch_end(model, stage, done))
+                    on_pause(partial(take_snapshot, training, done))
+                with training.averaged():
+                    on_epoch(_epoch_end(model, stage, done))
                 done = Progress(stage=number, epoch=done.epoch + 1)
-                on_pause(partial(take_snapshot, model, optimizer, done))
+                on_pause(partial(take_snapshot, training, done))
+            training.keep_average()
 
 
 def _epoch_end(model: nn.Module, stage: Stage, done: Progress) -> EpochEnd:
@@ -113,26 +109,6 @@ def _epoch_end(model: nn.Module, stage: Stage, done: Progress) -> EpochEnd:
             f"loss {loss:g} at learning rate {done.learning_rate:g}"
         )
     return EpochEnd(stage.name, done.epoch, stage.epochs, loss, done.learning_rate, images, done.seconds)
-
-
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, stage: Stage, images: Tensor, labels: Tensor) -> Tensor:
-    """One optimiser step; returns the sum of the losses of this process's samples, still on the device."""
-    micro = list(zip(images.chunk(stage.accumulate), labels.chunk(stage.accumulate), strict=True))
-    for module in model.modules():
-        if isinstance(module, MovesOncePerStep):
-            module.update_every = len(micro)
-    optimizer.zero_grad(set_to_none=True)
-    loss_sum = torch.zeros((), device=labels.device)
-    # DistributedDataParallel takes the mean over processes; what is wanted is the mean over the whole batch's samples
-    whole = int(ranks.total(torch.tensor(len(labels)))) / ranks.count()
-    for number, (part, target) in enumerate(micro, 1):
-        more = number < len(micro) and isinstance(model, DistributedDataParallel)
-        with model.no_sync() if more else nullcontext():  # type: ignore[operator]  # gradients meet in the last part
-            loss = stage.loss(model(part), target)
-            (loss * (len(target) / whole)).backward()  # type: ignore[no-untyped-call]  # torch's own
-        loss_sum += loss.detach() * len(target)
-    optimizer.step()
-    return loss_sum
 
 
 @contextmanager

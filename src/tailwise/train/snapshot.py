@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from tailwise import checks, ranks
-from tailwise.train.checkpoint import load_state
+from tailwise.train.step import Training
 
 
 @dataclass
@@ -36,11 +35,9 @@ class Snapshot:
     progress: dict[str, Any]
 
 
-def take_snapshot(model: nn.Module, optimizer: Optimizer, progress: Progress) -> Snapshot:
+def take_snapshot(training: Training, progress: Progress) -> Snapshot:
     """Training as it stands, in copies; every process calls this, and has the same snapshot."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = training.state()
     tensors |= {"random": torch.stack(ranks.gathered(torch.get_rng_state()))}
     tensors |= {"loss_sum": ranks.total(progress.loss_sum)}
     if torch.cuda.is_available():
@@ -50,23 +47,15 @@ def take_snapshot(model: nn.Module, optimizer: Optimizer, progress: Progress) ->
     return Snapshot({name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, values)
 
 
-def put_back(snapshot: Snapshot, model: nn.Module, optimizer: Optimizer) -> Progress:
-    """Bring model, optimiser and random state to where the snapshot was taken; returns how far that was.
+def put_back(snapshot: Snapshot, training: Training) -> Progress:
+    """Bring training and random state to where the snapshot was taken; returns how far that was.
 
     The epoch's sums so far go to the main process. Exact with as many processes as the snapshot was taken with.
 
     Raises:
         InputError: names or shapes that do not fit.
     """
-    load_state(model, snapshot.tensors, prefix="model.")
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in snapshot.tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            number, _, key = rest.partition(".")
-            state.setdefault(int(number), {})[key] = tensor
-    # the groups are the stage's own: its schedule sets their learning rate at every step
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    training.load_state(snapshot.tensors)
     states = snapshot.tensors["random"]
     torch.set_rng_state(states[ranks.rank() % len(states)].clone())  # a view of a later row is refused
     if torch.cuda.is_available() and "random_device" in snapshot.tensors:

@@ -18,6 +18,13 @@ class Sampler(Protocol):
         """int64 indices of epoch 1, 2, ..."""
 
 
+@runtime_checkable
+class MovesOncePerStep(Protocol):
+    """A module with state that moves once per optimiser step, told how many forwards a step has."""
+
+    update_every: int
+
+
 def _ignore(learning_rate: float) -> None:
     pass
 
@@ -39,6 +46,9 @@ class Stage:
         although no parameter moves. Both papers' code does this; it is no part of either method.
     accumulate: micro-batches per optimiser step; they share `batch_size`.
     drop_last: whether a last, smaller batch is left out.
+    clip_norm: the longest a step's gradient, over all parameters, may be; longer ones are shortened to it.
+    weight_average: decay rate, in [0, 1), of an exponential moving average of all weights and buffers, which takes
+        their place when an epoch is measured and when the stage ends.
     on_learning_rate: told each step's learning rate before its forward (the momentum of the feature average may
         follow it).
     """
@@ -54,6 +64,8 @@ class Stage:
     legacy_bn_drift: bool = False
     accumulate: int = 1
     drop_last: bool = False
+    clip_norm: float | None = None
+    weight_average: float | None = None
     on_learning_rate: Callable[[float], None] = _ignore
 
     def __post_init__(self) -> None:
@@ -62,3 +74,7 @@ class Stage:
         checks.whole("accumulate", self.accumulate)
         if self.accumulate > self.batch_size:
             raise checks.InputError(f"accumulate: expected at most batch_size {self.batch_size}, got {self.accumulate}")
+        if self.clip_norm is not None:
+            checks.number("clip_norm", self.clip_norm, above=0)
+        if self.weight_average is not None:
+            checks.number("weight_average", self.weight_average, at_least=0, below=1)

@@ -1,0 +1,108 @@
+"""One optimiser step: model, optimiser, loss scaler and weight average, moved together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tailwise import ranks
+from tailwise.train.checkpoint import load_state
+from tailwise.train.compute import Compute
+from tailwise.train.stage import MovesOncePerStep, Stage
+
+
+class Training:
+    """A stage at work on a model that is placed where it is to be trained."""
+
+    def __init__(self, model: nn.Module, stage: Stage, compute: Compute) -> None:
+        self.model, self.stage = model, stage
+        self.optimizer = stage.optimizer([p for p in model.parameters() if p.requires_grad])
+        self.scaler = compute.scaler()
+        mine = len(torch.arange(stage.batch_size).tensor_split(ranks.count())[ranks.rank()])
+        self.forward = compute.forward_of(model, batch_size=-(-mine // stage.accumulate))
+        self.average: AveragedModel | None = None
+        if stage.weight_average is not None:
+            follow = get_ema_multi_avg_fn(stage.weight_average)  # type: ignore[no-untyped-call]  # torch's own
+            self.average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Of the next step."""
+        self.stage.on_learning_rate(learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Move once; returns the sum of the losses of this process's samples, still on the device."""
+        stage = self.stage
+        micro = list(zip(images.chunk(stage.accumulate), labels.chunk(stage.accumulate), strict=True))
+        for module in self.model.modules():
+            if isinstance(module, MovesOncePerStep):
+                module.update_every = len(micro)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum = torch.zeros((), device=labels.device)
+        # DistributedDataParallel takes the mean over processes; what is wanted is the mean over all samples
+        whole = int(ranks.total(torch.tensor(len(labels)))) / ranks.count()
+        for number, (part, target) in enumerate(micro, 1):
+            with self.forward.alone() if number < len(micro) else nullcontext():  # gradients meet in the last part
+                loss = stage.loss(self.forward(part), target)
+                self.scaler.scale(loss * (len(target) / whole)).backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.detach() * len(target)
+        if stage.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), stage.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return loss_sum
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with its averaged weights, if there are any, for the length of the block."""
+        if self.average is None:
+            yield
+            return
+        own = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.keep_average()
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
+
+    def keep_average(self) -> None:
+        """Put the averaged weights, if there are any, in the place of the last ones."""
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+
+    def state(self) -> dict[str, Tensor]:
+        """All that moves, by name."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items() if torch.is_tensor(value)}
+        for key, value in self.scaler.state_dict().items():
+            tensors[f"scaler.{key}"] = torch.tensor(value, dtype=torch.float64)
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Bring all that moves to where `state` was taken.
+
+        Raises:
+            InputError: names or shapes that do not fit.
+        """
+        load_state(self.model, tensors, prefix="model.")
+        if self.average is not None:
+            load_state(self.average, tensors, prefix="average.")
+        self.scaler.load_state_dict({key: tensors[f"scaler.{key}"].item() for key in self.scaler.state_dict()})
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                number, _, key = rest.partition(".")
+                state.setdefault(int(number), {})[key] = tensor
+        # the groups are the stage's own: its schedule sets their learning rate at every step
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
