@@ -18,6 +18,7 @@ from tailwise.recipes.methods import METHODS, adjusters_of
 from tailwise.recipes.overrides import override
 from tailwise.recipes.second import adjusted_path
 from tailwise.recipes.trained import Asked
+from tailwise.recipes.watch import Silent
 from tailwise.train import fit, load_checkpoint
 
 
@@ -39,12 +40,6 @@ SHORT = ("stages.0.epochs=3",)
 
 def measured(seed, methods, data_dir=None, **asked):
     return measure.measure(measure.open_trained(seed, data_dir), methods, Asked(**asked))
-
-
-class Silent:
-    def begin(self, label, epochs): ...
-    def epoch(self, end, val): ...
-    def done(self, label, line): ...
 
 
 def train(name, folder, *settings, seeds=(0,)):
@@ -306,7 +301,7 @@ def test_failure_leaves_nothing(tmp_path, settings):
 
 def test_interrupted_run_keeps_finished_seeds_only(tmp_path):
     class Interrupt(Silent):
-        def begin(self, label, epochs):
+        def begin(self, label, epochs, settings):
             if label.endswith("seed 1"):
                 raise KeyboardInterrupt
 

@@ -114,16 +114,14 @@ class Stopping:
     def __init__(self, after):
         self.left = after
 
-    def begin(self, label, epochs):
-        self.epochs = epochs
+    def begin(self, label, epochs, settings): ...
 
-    def epoch(self, end, val):
+    def epoch(self, record):
         self.left -= 1
-        self.epochs -= 1
         if not self.left:
             raise StopError
 
-    def done(self, label, line): ...
+    def done(self, label, line, rows): ...
 
 
 def run(folder, watch, *, settings=(), seeds=(0, 1), **how):
@@ -142,7 +140,10 @@ def same(one, other):
         left, right = ({k: v for k, v in seed.results().items() if k != "seconds"} for seed in (a, b))
         assert left == right
         logs = [[json.loads(line) for line in (s.path / runs.LOG).read_text().splitlines()] for s in (a, b)]
-        assert [{**line, "seconds": 0} for line in logs[0]] == [{**line, "seconds": 0} for line in logs[1]]
+        for line in (*logs[0], *logs[1]):
+            assert all(line.pop(name) > 0 for name in ("seconds", "images_per_second", "memory"))
+        assert logs[0] == logs[1]
+        assert [line["number"] for line in logs[0]] == list(range(1, len(logs[0]) + 1))
         files = [sorted(str(p.relative_to(s.path)) for p in s.path.rglob("*")) for s in (a, b)]
         assert files[0] == files[1]
         for path in a.path.rglob("*.safetensors"):

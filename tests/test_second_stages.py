@@ -19,6 +19,7 @@ from tailwise.recipes.overrides import override, override_after_training
 from tailwise.recipes.schema import CosineSettings, LinearSettings, MlpSettings, ScaledSettings
 from tailwise.recipes.second import train_second_stage, unwatched
 from tailwise.recipes.trained import Asked
+from tailwise.recipes.watch import Silent
 from tailwise.train import load_checkpoint
 
 SECOND = ["crt", "lws", "crt-stored", "lws-stored", "crt-mlp", "crt-cosine"]
@@ -26,20 +27,18 @@ SECOND += ["fine-tune", "fine-tune-slow", "fine-tune-last-block"]
 SHORT = ["stages.0.epochs=8", *(f"second.{name}.stage.epochs=2" for name in SECOND)]
 
 
-class Silent:
-    def begin(self, label, epochs):
+class Counting(Silent):
+    def begin(self, label, epochs, settings):
         self.epochs = epochs
 
-    def epoch(self, end, val):
+    def epoch(self, record):
         self.epochs -= 1
-
-    def done(self, label, line): ...
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """digits-lt/decoupling-all, two seeds, every second stage shortened."""
-    watch = Silent()
+    watch = Counting()
     recipes = override(find("digits-lt/decoupling-all"), SHORT)
     folder = tmp_path_factory.mktemp("runs") / "all"
     trained = experiment.train(recipes, (0, 1), folder, data_dir=None, watch=watch)[0]

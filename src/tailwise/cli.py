@@ -193,22 +193,15 @@ def adjust(
     recipe = override_after_training(with_second_stage(opened.recipe, chosen), chosen, [*settings, *asked_metric])
 
     from tailwise.recipes import measure
-    from tailwise.recipes.second import epochs_on_images
     from tailwise.recipes.trained import Asked
     from tailwise.report.progress import watching
     from tailwise.report.summary import combined
 
-    asked, epochs, done = Asked(*strengths), epochs_on_images(recipe, chosen), []
+    asked, done = Asked(*strengths), []
     with _warnings_as_notes(), watching(Console(stderr=True, quiet=json)) as watch:
         for seed in opened.seeds:
-            label = f"{recipe.name} seed {seed.seed}, {chosen}"
-            if epochs:
-                watch.begin(label, epochs)
-            result, path = measure.adjust(
-                measure.open_trained(seed, data_dir, recipe, device), chosen, asked, watch.epoch
-            )
-            if epochs:
-                watch.done(label, f"test {result['rows'][chosen]['all']:.1f}")
+            trained = measure.open_trained(seed, data_dir, recipe, device)
+            result, path = measure.adjust(trained, chosen, asked, watch)
             done.append((result, str(path)))
     written = [path for _, path in done]
     record = combined(recipe.name, {str(run): [result for result, _ in done]}) | {"wrote": written}

@@ -22,7 +22,7 @@ from tailwise.adjust import (
     tde_components,
 )
 from tailwise.adjust.search import ALPHAS, NORM_POWERS, Sweep
-from tailwise.classifiers import FoldedClassifier
+from tailwise.classifiers import FoldedClassifier, NormalizedClassifier
 from tailwise.counts import GROUPS, ClassCounts
 from tailwise.evaluate import Store, metric
 from tailwise.recipes.methods import METHODS
@@ -146,6 +146,15 @@ def strength_name(method: str) -> str | None:
     return {"tde": "alpha", "tau-norm": "norm_power"}.get(METHODS[method].adjust or "")
 
 
+def head_cosines(classifier: nn.Module, store: Store, counts: ClassCounts) -> dict[str, float | None] | None:
+    """Mean cos of features to the head direction by group (None: no sample); None without a head direction."""
+    if not isinstance(classifier, NormalizedClassifier):
+        return None
+    cosines = head_cosine(features_of(store), classifier).detach().numpy()
+    group_of = np.array([counts.group_of(c) for c in range(counts.num_classes)])[store.labels]
+    return {group: float(cosines[group_of == group].mean()) if (group_of == group).any() else None for group in GROUPS}
+
+
 def features_of(store: Store) -> Tensor:
     """Its features as a tensor of their own: a store is read-only."""
     return torch.from_numpy(np.array(store.features))
@@ -163,9 +172,7 @@ def _tde(classifier: Any, stores: Stores, choice: Choice) -> Adjusted:
         assert val is not None  # `choice_of` refuses "auto" where there is none
         alpha = _chosen(sweep_alpha(_tde_components(classifier, val, choice), _score(val, choice)), val.split, choice)
     test = stores.test()
-    cosines = head_cosine(features_of(test), classifier).numpy()
-    group_of = np.array([choice.published.group_of(c) for c in range(choice.counts.num_classes)])[test.labels]
-    lean = {group: float(cosines[group_of == group].mean()) if (group_of == group).any() else None for group in GROUPS}
+    lean = head_cosines(classifier, test, choice.published)
     folded = fold_tde(classifier, alpha["value"], counts=choice.counts, allow_unseen=choice.allow_unseen)
     return Adjusted(folded, {"alpha": alpha, "head_cosine": lean})
 

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from torch import nn
 
 from tailwise import checks, ranks
 from tailwise.data import LongTailedData
@@ -33,18 +33,10 @@ from tailwise.recipes.resume import Log, Place, fit_kept
 from tailwise.recipes.schema import Recipe
 from tailwise.recipes.second import epochs_on_images, try_second_stage
 from tailwise.recipes.trained import Trained
+from tailwise.recipes.watch import Val, Watch
 from tailwise.recognizer import Recognizer
 from tailwise.seeds import mixed_seed
 from tailwise.train import EpochEnd, compiler_works, load_checkpoint, load_state, save_checkpoint
-
-
-@runtime_checkable
-class Watch(Protocol):
-    """Told how training goes; draws it or stays silent."""
-
-    def begin(self, label: str, epochs: int) -> None: ...
-    def epoch(self, end: EpochEnd, val: float | None) -> None: ...
-    def done(self, label: str, line: str) -> None: ...
 
 
 def train(
@@ -168,11 +160,10 @@ def _train_one(recipe: Recipe, seed: int, folder: Path, how: How) -> None:
         log = Log(written / runs.LOG)
         epochs = {"first": sum(stage.epochs for stage in recipe.stages)}
         epochs |= {method: epochs_on_images(recipe, method) for method in recipe.methods}
-        how.watch.begin(label, sum(epochs.values()) - len(log))
+        how.watch.begin(label, sum(epochs.values()), about)
 
-        def on_epoch(end: EpochEnd, score: float | None) -> None:
-            log.write(end, score)
-            how.watch.epoch(end, score)
+        def on_epoch(end: EpochEnd, val: Val | None) -> None:
+            how.watch.epoch(log.write(end, val))
 
         def place(training: str) -> Place:
             """Of the first stages' training, or of a method's second stage."""
@@ -206,19 +197,19 @@ def _train_one(recipe: Recipe, seed: int, folder: Path, how: How) -> None:
             result = {**meta, "checkpoint": digest, "rows": rows, "seconds": time.perf_counter() - start}
             runs.write_json(written / runs.RESULTS, result)
     accuracy = ", ".join(f"{method} {row['all']:.1f}" for method, row in rows.items())
-    how.watch.done(label, f"epoch {meta['epoch']} kept, test {accuracy}")
+    how.watch.done(label, f"epoch {meta['epoch']} kept, test {accuracy}", rows)
 
 
-def _score(recipe: Recipe, data: LongTailedData) -> Callable[[Recognizer, Store], float] | None:
+def _score(recipe: Recipe, data: LongTailedData) -> Callable[[nn.Module, Store], float] | None:
     """What the first stage's epoch is chosen by: its own logits, or under legacy, as the authors do, TDE's."""
     tde = tde_of(recipe.classifier.name)
     if recipe.protocol != "legacy" or tde is None or tde not in recipe.methods:
         return None
     choice = replace(choice_of(recipe, data.counts, data.published_counts), metric="all")
 
-    def score(model: Recognizer, store: Store) -> float:
+    def score(classifier: nn.Module, store: Store) -> float:
         values = None if choice.alpha == "auto" else (choice.alpha,)
-        _, predictions = sweep(tde, model.classifier, store, choice, values)
+        _, predictions = sweep(tde, classifier, store, choice, values)
         return max(float(100.0 * np.mean(predicted == store.labels)) for predicted in predictions)
 
     return score

@@ -1,20 +1,23 @@
 """Which epoch's weights a protocol keeps."""
 
+import copy
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tailwise.data import LongTailedData
-from tailwise.evaluate import Store, metric
+from tailwise.evaluate import Store, metric, shot_accuracy
+from tailwise.recipes.adjusters import head_cosines
 from tailwise.recipes.schema import Recipe
 from tailwise.recipes.stores import predict_split
+from tailwise.recipes.watch import Val
 from tailwise.recognizer import Recognizer
 
 
 class BestOnVal:
     """The weights that the protocol keeps: best on val (the later of equals), or the last ones without val.
 
-    score: (model, its store of val) -> number, higher is better; by default the recipe's metric of the model's own
+    score: (classifier, store of val) -> number, higher is better; by default the recipe's metric of the model's own
     logits, under protocol legacy top-1.
     """
 
@@ -23,23 +26,26 @@ class BestOnVal:
         model: Recognizer,
         data: LongTailedData,
         recipe: Recipe,
-        score: Callable[[Recognizer, Store], float] | None = None,
+        score: Callable[[nn.Module, Store], float] | None = None,
     ) -> None:
         self.model, self.data = model, data
         self.score = score or own_score(recipe, data)
         self.epoch, self.best_epoch, self.best = 0, 0, -1.0
         self.state: dict[str, Tensor] = {}
 
-    def consider(self) -> float | None:
-        """The score after one more epoch, None without val."""
+    def consider(self) -> Val | None:
+        """What val says after one more epoch, None without val."""
         self.epoch += 1
         if self.data.val is None:
             return None
-        score = self.score(self.model, predict_split(self.model, self.data, "val", ""))
+        val = predict_split(self.model, self.data, "val", "")
+        classifier = copy.deepcopy(self.model.classifier).cpu()  # as the store is
+        score, counts = self.score(classifier, val), self.data.published_counts
         if score >= self.best:
             self.best, self.best_epoch = score, self.epoch
             self.state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        return score
+        accuracy = shot_accuracy(val.logits.argmax(axis=1), val.labels, counts)
+        return Val(score, accuracy, head_cosines(classifier, val, counts))
 
     def restore(self) -> int:
         """Put the kept weights back; returns their epoch."""
@@ -49,11 +55,11 @@ class BestOnVal:
         return self.best_epoch
 
 
-def own_score(recipe: Recipe, data: LongTailedData) -> Callable[[Recognizer, Store], float]:
+def own_score(recipe: Recipe, data: LongTailedData) -> Callable[[nn.Module, Store], float]:
     """What the model's own logits are judged by: the recipe's metric, or top-1 under protocol legacy."""
     name = "all" if recipe.protocol == "legacy" else recipe.metric
 
-    def score(_: Recognizer, store: Store) -> float:
+    def score(_: nn.Module, store: Store) -> float:
         return metric(name, store.labels, data.published_counts)(store.logits.argmax(axis=1))
 
     return score

@@ -1,5 +1,6 @@
 """Read trained runs again: their models, their rows at another strength, their curves, their adjusted classifiers."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from tailwise.evaluate import metric
 from tailwise.recipes import runs
 from tailwise.recipes.adjusters import strength_name, sweep
 from tailwise.recipes.build import build_model, find_device
-from tailwise.recipes.resume import OnEpoch
 from tailwise.recipes.rows import row_of
 from tailwise.recipes.schema import Recipe
-from tailwise.recipes.second import adjusted_path, load_adjusted, unwatched
+from tailwise.recipes.second import adjusted_path, epochs_on_images, load_adjusted
 from tailwise.recipes.trained import AS_IT_IS, Asked, Trained, trained_data
+from tailwise.recipes.watch import Silent, Watch, epoch_record
 from tailwise.recognizer import Recognizer
 from tailwise.train import Checkpoint, load_checkpoint, load_state
 
@@ -72,14 +73,23 @@ def measure(trained: Trained, methods: Sequence[str], asked: Asked = AS_IT_IS) -
 
 
 def adjust(
-    trained: Trained, method: str, asked: Asked = AS_IT_IS, on_epoch: OnEpoch = unwatched
+    trained: Trained,
+    method: str,
+    asked: Asked = AS_IT_IS,
+    watch: Watch = Silent(),  # noqa: B008  # stateless
 ) -> tuple[dict[str, Any], Path]:
     """Make a method's adjusted model and keep it beside the checkpoint; returns the result and the file.
 
     The result has two rows, the classifier's own and the adjusted. Errors as in `measure`.
     """
-    own = trained.recipe.methods[0]
-    row, path = trained.adjust(method, asked, on_epoch)
+    own, recipe = trained.recipe.methods[0], trained.recipe
+    label, epochs = f"{recipe.name} seed {trained.seed}, {method}", epochs_on_images(recipe, method)
+    numbers = itertools.count(1)
+    if epochs:
+        watch.begin(label, epochs, {"recipe": recipe.model_dump(mode="json"), "seed": trained.seed})
+    row, path = trained.adjust(method, asked, lambda end, val: watch.epoch(epoch_record(next(numbers), end, val)))
+    if epochs:
+        watch.done(label, f"test {row['all']:.1f}", {method: row})
     results = runs.read_json(trained.folder / runs.RESULTS)  # what `compare` reads
     results["rows"][method] = row
     runs.write_json(trained.folder / runs.RESULTS, results)

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from tailwise import checks, ranks
 from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.runs import flat, write_text
+from tailwise.recipes.watch import Val, epoch_record
 from tailwise.recognizer import Recognizer
 from tailwise.train import (
     Batches,
@@ -28,7 +28,7 @@ from tailwise.train import (
     snapshot_of,
 )
 
-OnEpoch = Callable[[EpochEnd, float | None], None]
+OnEpoch = Callable[[EpochEnd, Val | None], None]
 
 
 class Log:
@@ -43,12 +43,13 @@ class Log:
     def __len__(self) -> int:
         return len(self.path.read_text().splitlines())
 
-    def write(self, end: EpochEnd, val: float | None) -> None:
-        """Add an epoch; the main process does."""
-        if not ranks.is_main():
-            return
-        with self.path.open("a") as file:
-            file.write(json.dumps({**asdict(end), "val": val}) + "\n")
+    def write(self, end: EpochEnd, val: Val | None) -> dict[str, Any]:
+        """Add an epoch and return its record; the main process writes."""
+        record = epoch_record(ranks.agree(len(self) + 1), end, val)
+        if ranks.is_main():
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        return record
 
     def keep(self, lines: int) -> None:
         """Forget what came after the first lines, whole or cut off: it will be done again."""

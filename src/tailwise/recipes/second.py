@@ -28,12 +28,13 @@ from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.resume import OnEpoch, Place, fit_kept
 from tailwise.recipes.schema import Recipe, SecondStageSettings
 from tailwise.recipes.stores import Stores
+from tailwise.recipes.watch import Val
 from tailwise.recognizer import Recognizer
 from tailwise.seeds import mixed_seed
 from tailwise.train import EpochEnd, load_checkpoint, load_state, save_checkpoint
 
 
-def unwatched(end: EpochEnd, val: float | None) -> None:
+def unwatched(end: EpochEnd, val: Val | None) -> None:
     """Nobody is told how training goes."""
 
 

@@ -1,18 +1,13 @@
 """How training goes: bars on a terminal, plain lines elsewhere."""
 
 import time
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_LINE_EVERY = 30.0  # seconds
-
-
-@runtime_checkable
-class _EpochEnd(Protocol):
-    @property
-    def loss(self) -> float: ...
 
 
 class Bars:
@@ -38,13 +33,13 @@ class Bars:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
-    def begin(self, label: str, epochs: int) -> None:
+    def begin(self, label: str, epochs: int, settings: Mapping[str, Any]) -> None:  # noqa: ARG002
         self.task = self.progress.add_task(label, total=epochs, note="")
 
-    def epoch(self, end: _EpochEnd, val: float | None) -> None:
-        self.progress.update(self.task, advance=1, note=_note(end, val))
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        self.progress.update(self.task, completed=record["number"], note=_note(record))
 
-    def done(self, label: str, line: str) -> None:
+    def done(self, label: str, line: str, rows: Mapping[str, Any]) -> None:  # noqa: ARG002
         self.progress.remove_task(self.task)
         self.console.print(f"{label}: {line}", highlight=False, markup=False)
 
@@ -61,16 +56,15 @@ class Lines:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def begin(self, label: str, epochs: int) -> None:
-        self.label, self.epochs, self.number, self.said = label, epochs, 0, time.monotonic()
+    def begin(self, label: str, epochs: int, settings: Mapping[str, Any]) -> None:  # noqa: ARG002
+        self.label, self.epochs, self.said = label, epochs, time.monotonic()
 
-    def epoch(self, end: _EpochEnd, val: float | None) -> None:
-        self.number += 1
+    def epoch(self, record: Mapping[str, Any]) -> None:
         if time.monotonic() - self.said >= PLAIN_LINE_EVERY:
             self.said = time.monotonic()
-            self._print(f"{self.label}: epoch {self.number}/{self.epochs}, {_note(end, val)}")
+            self._print(f"{self.label}: epoch {record['number']}/{self.epochs}, {_note(record)}")
 
-    def done(self, label: str, line: str) -> None:
+    def done(self, label: str, line: str, rows: Mapping[str, Any]) -> None:  # noqa: ARG002
         self._print(f"{label}: {line}")
 
     def _print(self, line: str) -> None:
@@ -82,5 +76,6 @@ def watching(console: Console) -> Bars | Lines:
     return Bars(console) if console.is_terminal else Lines(console)
 
 
-def _note(end: _EpochEnd, val: float | None) -> str:
-    return f"loss {end.loss:.3f}" + ("" if val is None else f", val {val:.1f}")
+def _note(record: Mapping[str, Any]) -> str:
+    val = "" if record["val"] is None else f", val {record['val']:.1f}"
+    return f"loss {record['loss']:.3f}{val}, {record['images_per_second']:,.0f} images/s"

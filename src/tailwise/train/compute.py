@@ -1,6 +1,7 @@
 """How arithmetic is done: on which device, how exactly, compiled or not. What is computed stays the same."""
 
 import functools
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -73,6 +74,16 @@ class Compute:
         if several:
             call = DistributedDataParallel(call, device_ids=[self.device] if self.device.type == "cuda" else None)
         return Forward(call, self, batch_size if compiled else None)
+
+    def peak_memory(self) -> int:
+        """The most memory that this process has held so far, in bytes; of the GPU, if that is the device."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        try:
+            import resource
+        except ImportError:  # Windows has none
+            return 0
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Of the loss, for fp16; one that does nothing otherwise."""

@@ -29,7 +29,10 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """What is known when an epoch ends. epoch counts from 1 within its stage; seconds are of training alone."""
+    """What is known when an epoch ends. epoch counts from 1 within its stage; seconds are of training alone.
+
+    memory: the most this process has held so far, in bytes, on the GPU if it trains there.
+    """
 
     stage: str
     epoch: int
@@ -38,6 +41,7 @@ class EpochEnd:
     learning_rate: float
     images: int
     seconds: float
+    memory: int
 
 
 def fit(
@@ -94,13 +98,13 @@ def fit(
                     done.seconds = time.perf_counter() - start
                     on_pause(partial(take_snapshot, training, done))
                 with training.averaged():
-                    on_epoch(_epoch_end(model, stage, done))
+                    on_epoch(_epoch_end(model, stage, done, compute))
                 done = Progress(stage=number, epoch=done.epoch + 1)
                 on_pause(partial(take_snapshot, training, done))
             training.keep_average()
 
 
-def _epoch_end(model: nn.Module, stage: Stage, done: Progress) -> EpochEnd:
+def _epoch_end(model: nn.Module, stage: Stage, done: Progress, compute: Compute) -> EpochEnd:
     images = int(ranks.total(torch.tensor(done.images)))
     loss = float(ranks.total(done.loss_sum)) / images
     if not math.isfinite(loss) or not all(p.isfinite().all() for p in model.parameters()):
@@ -108,7 +112,8 @@ def _epoch_end(model: nn.Module, stage: Stage, done: Progress) -> EpochEnd:
             f"stage '{stage.name}': training diverged in epoch {done.epoch}, "
             f"loss {loss:g} at learning rate {done.learning_rate:g}"
         )
-    return EpochEnd(stage.name, done.epoch, stage.epochs, loss, done.learning_rate, images, done.seconds)
+    memory = compute.peak_memory()
+    return EpochEnd(stage.name, done.epoch, stage.epochs, loss, done.learning_rate, images, done.seconds, memory)
 
 
 @contextmanager
