@@ -141,6 +141,8 @@ def test_overrides_reach_where_the_key_exists():
         ("classifier.name=cosine", "recipe digits-lt/tde trains a causal classifier"),
         ("stages.0.nesterov=maybe", r"stages\.0\.nesterov: .*boolean"),
         ("compute.threads=100000", "compute.threads: .*256"),
+        ("compute.precision=bf15", "compute.precision: input should be 'float32', 'bf16' or 'fp16'"),
+        ("stages.0.weight_average=1", r"stages\.0\.weight_average: .*less than 1"),
     ],
 )
 def test_wrong_overrides_are_named(assignment, message):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tailwise import ranks
+from tailwise import checks, ranks
 from tailwise.train.checkpoint import load_state
 from tailwise.train.compute import Compute
 from tailwise.train.stage import MovesOncePerStep, Stage
@@ -82,7 +82,7 @@ class Training:
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items() if torch.is_tensor(value)}
         for key, value in self.scaler.state_dict().items():
-            tensors[f"scaler.{key}"] = torch.tensor(value, dtype=torch.float64)
+            tensors[f"scaler.{key}"] = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         return tensors
@@ -96,7 +96,13 @@ class Training:
         load_state(self.model, tensors, prefix="model.")
         if self.average is not None:
             load_state(self.average, tensors, prefix="average.")
-        self.scaler.load_state_dict({key: tensors[f"scaler.{key}"].item() for key in self.scaler.state_dict()})
+        scaler = {f"scaler.{key}" for key in self.scaler.state_dict()}
+        there = {name for name in tensors if name.startswith("scaler.")}
+        if there != scaler:
+            raise checks.InputError(
+                f"snapshot: expected one taken {'with' if scaler else 'without'} a loss scaler (fp16), got the other"
+            )
+        self.scaler.load_state_dict({name.removeprefix("scaler."): tensors[name].item() for name in scaler})
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
