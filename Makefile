@@ -2,7 +2,7 @@
 UV := $(shell command -v uv || echo python3 -m uv)
 RUN := $(UV) run --group dev
 
-.PHONY: help setup check format test constraints clean
+.PHONY: help setup check format test campaign constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ format:  ## put the code in ruff's format, sort imports
 
 test:  ## the test suite, as README.md has it
 	$(RUN) pytest
+
+campaign:  ## kill training 50 times at random moments (a quarter of an hour); writes results/campaign.json
+	$(RUN) python tests/campaign.py
 
 constraints:  ## write constraints.txt, the pins for pip
 	$(UV) pip compile pyproject.toml --group dev --universal --no-emit-index-url --no-header --no-annotate -o constraints.txt

@@ -4,7 +4,6 @@ import copy
 import subprocess
 import sys
 import warnings
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
