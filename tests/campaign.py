@@ -3,8 +3,8 @@
     make campaign        # about a quarter of an hour; writes results/campaign.json
 
 Every run that comes to its end must have, bit for bit, the weights and results of one that was never disturbed; after
-every kill, every visible file must be whole. One process alone is started again with --resume; of two under torchrun one
-is killed, and torchrun starts both again.
+every kill, every visible file must be whole. One process alone is started again with --resume; of two under
+torchrun one is killed, and torchrun starts both again.
 """
 
 import argparse
@@ -141,7 +141,8 @@ def campaign(kills: int, processes: int, rng: random.Random) -> Tally:
                 process.wait(PATIENCE)
             if not alive:
                 tally.stuck += 1
-                os.killpg(process.pid, signal.SIGKILL)
+                for pid in (process.pid, *workers(process)):
+                    os.kill(pid, signal.SIGKILL)
             if process.poll() is None:
                 continue
             if process.returncode == 0:

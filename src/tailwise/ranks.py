@@ -20,9 +20,16 @@ def joined() -> Iterator[None]:
     if not launched() or dist.is_initialized():
         yield
         return
+    from torch.distributed.rendezvous import rendezvous  # not in every build of torch
+
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # torchrun keeps one store for all its attempts: without a name of its own, an attempt may read the address of a
+    # process of the one before, and wait half an hour for the dead
+    store, own_rank, number = next(rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt-{_attempt()}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=number)
     yield
     # Not after an error: the others may be waiting in the middle of a reduction, and torchrun ends them.
     wait()  # who leaves first would cut the others off
@@ -48,7 +55,11 @@ def launched() -> bool:
 
 def restarted() -> bool:
     """Whether torchrun has started the processes anew because one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _attempt() > 0
+
+
+def _attempt() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def count() -> int:

@@ -1,6 +1,6 @@
 """The classifiers as functions `(features [N, D], weight [C, D]) -> logits [N, C]`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -58,8 +58,34 @@ def scale_features(features: Float[Tensor, "N D"], num_heads: int, norm: Norm) -
 def scale_weight(weight: Float[Tensor, "C D"], num_heads: int, gamma: float) -> Float[Tensor, "C K d"]:
     """w_k / (|w_k| + gamma) of each class and head; a zero weight stays 0."""
     w = heads(weight, num_heads)
-    norm: Tensor = torch.linalg.vector_norm(w, dim=-1, keepdim=True, dtype=_wide(w)) + gamma
-    return (w / norm.where(norm > 0, 1)).to(w.dtype)
+    return (w / _energy(w, gamma)).to(w.dtype)
+
+
+def _energy(w: Float[Tensor, "C K d"], gamma: float) -> Float[Tensor, "C K 1"]:
+    """|w_k| + gamma; 1 where that is 0, so that a zero weight stays 0."""
+    norm: Tensor = _RowNorm.apply(w) + gamma
+    return norm.where(norm > 0, 1)
+
+
+class _RowNorm(torch.autograd.Function):
+    """|w| over the last axis, kept. As torch.linalg.vector_norm, whose gradient goes over C x D numbers three times."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(w: Tensor) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(w, dim=-1, keepdim=True, dtype=_wide(w))
+        return norm
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        w, norm = ctx.saved_tensors
+        change: Tensor = w * (gradient / norm.where(norm > 0, 1))
+        return change.to(w.dtype)
 
 
 def normalized_logits(
@@ -96,7 +122,17 @@ def normalized_logits(
     checks.number("tau", tau, above=0)
     checks.number("gamma", gamma, at_least=0)
     x = scale_features(features, num_heads, norm) * (tau / num_heads)
-    return F.linear(x.flatten(1), scale_weight(weight, num_heads, gamma).flatten(1))
+    if len(x) * num_heads > weight.shape[1]:
+        return F.linear(x.flatten(1), scale_weight(weight, num_heads, gamma).flatten(1))
+    # N x K x C products are fewer than C x D weights: divide those instead, which spares most of what Eq. 7 costs
+    # above a linear classifier when D is large
+    w = heads(weight, num_heads)
+    scale = (1 / _energy(w, gamma)).squeeze(-1)
+    parts = zip(x.unbind(1), w.unbind(1), scale.unbind(1), strict=True)
+    logits, *more = [F.linear(x_k, w_k) * scale_k for x_k, w_k, scale_k in parts]
+    for product in more:
+        logits = logits + product
+    return logits.to(torch.promote_types(features.dtype, w.dtype))
 
 
 def causal_logits(
