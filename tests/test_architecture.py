@@ -77,6 +77,8 @@ def test_every_part_has_a_layer():
         ("cyclopts", {"cli"}),
         ("faster_coco_eval", {"detect"}),
         ("jaxtyping", {"shapes"}),
+        ("wandb", {"report"}),
+        ("mlflow", {"report"}),
     ],
 )
 def test_libraries_stay_where_they_belong(library, allowed):

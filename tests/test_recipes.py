@@ -303,7 +303,7 @@ def test_failure_leaves_nothing(tmp_path, settings):
 
 def test_interrupted_run_keeps_finished_seeds_only(tmp_path):
     class Interrupt(Silent):
-        def begin(self, label, epochs, settings):
+        def begin(self, label, epochs, settings, folder):
             if label.endswith("seed 1"):
                 raise KeyboardInterrupt
 

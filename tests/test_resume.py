@@ -114,7 +114,7 @@ class Stopping:
     def __init__(self, after):
         self.left = after
 
-    def begin(self, label, epochs, settings): ...
+    def begin(self, label, epochs, settings, folder): ...
 
     def epoch(self, record):
         self.left -= 1
@@ -122,6 +122,8 @@ class Stopping:
             raise StopError
 
     def done(self, label, line, rows): ...
+
+    def stopped(self, kept): ...
 
 
 def run(folder, watch, *, settings=(), seeds=(0, 1), **how):

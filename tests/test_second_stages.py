@@ -28,7 +28,7 @@ SHORT = ["stages.0.epochs=8", *(f"second.{name}.stage.epochs=2" for name in SECO
 
 
 class Counting(Silent):
-    def begin(self, label, epochs, settings):
+    def begin(self, label, epochs, settings, folder):
         self.epochs = epochs
 
     def epoch(self, record):

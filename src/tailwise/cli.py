@@ -30,6 +30,10 @@ DataDir = Annotated[Path | None, Parameter(help="Where local data sets lie (defa
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], Parameter(help="Where to compute; auto is a GPU where there is one.")
 ]
+Track = Annotated[
+    list[Literal["tensorboard", "wandb", "mlflow"]] | None,
+    Parameter(negative="", help="Send every epoch to a tracker, too; more than one: --track wandb --track mlflow."),
+]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
 Method = Annotated[str | None, Parameter(help="A row: linear, tau-norm, ncm, crt, lws, tde, ...; `tailwise recipes`.")]
 AlphaText = Annotated[str | None, Parameter(help="Strength of TDE: a number, or auto (chosen on val).")]
@@ -81,6 +85,7 @@ def train(
         bool, Parameter(negative="", help="Go on with the run in --out, or the last of runs/NAME, where it stopped.")
     ] = False,
     save_every: Annotated[float, Parameter(help="Seconds between two snapshots that --resume can go on from.")] = 60.0,
+    track: Track = None,
     json: Json = False,
 ) -> None:
     """Train a recipe, or all recipes of a suite on the same subsets, and print one table."""
@@ -92,21 +97,24 @@ def train(
 
     from tailwise import ranks
     from tailwise.recipes import experiment, runs
+    from tailwise.recipes.watch import Together
     from tailwise.report.progress import watching
     from tailwise.report.summary import combined
+    from tailwise.report.trackers import trackers
 
+    tracked = trackers(track or [])
     with ranks.joined(), _warnings_as_notes():
         resume = resume or ranks.restarted()
         folder = ranks.agree(runs.last_folder(name, out) if resume else runs.free_folder(name, out))
         if resume and not ranks.restarted():
             runs.check_begun(folder, suite=len(chosen) > 1)
-        with watching(Console(stderr=True, quiet=json or not ranks.is_main())) as watch:
+        with watching(Console(stderr=True, quiet=json or not ranks.is_main())) as shown:
             trained = experiment.train(
                 chosen,
                 list(numbers),
                 folder,
                 data_dir=data_dir,
-                watch=watch,
+                watch=Together(shown, tracked if ranks.is_main() else {}),
                 device=device,
                 resume=resume,
                 save_every=save_every,
@@ -176,6 +184,7 @@ def adjust(
     metric: Metric = None,
     data_dir: DataDir = None,
     device: Device = "auto",
+    track: Track = None,
     json: Json = False,
 ) -> None:
     """Adjust a trained run: choose a strength or train a second stage, write the new classifier beside the old."""
@@ -193,12 +202,19 @@ def adjust(
     recipe = override_after_training(with_second_stage(opened.recipe, chosen), chosen, [*settings, *asked_metric])
 
     from tailwise.recipes import measure
+    from tailwise.recipes.second import epochs_on_images
     from tailwise.recipes.trained import Asked
+    from tailwise.recipes.watch import Together
     from tailwise.report.progress import watching
     from tailwise.report.summary import combined
+    from tailwise.report.trackers import trackers
 
+    if track and not epochs_on_images(recipe, chosen):
+        raise checks.InputError(f"track: expected a second stage with epochs on images, got {chosen}, which has none")
+    tracked = trackers(track or [])
     asked, done = Asked(*strengths), []
-    with _warnings_as_notes(), watching(Console(stderr=True, quiet=json)) as watch:
+    with _warnings_as_notes(), watching(Console(stderr=True, quiet=json)) as shown:
+        watch = Together(shown, tracked)
         for seed in opened.seeds:
             trained = measure.open_trained(seed, data_dir, recipe, device)
             result, path = measure.adjust(trained, chosen, asked, watch)

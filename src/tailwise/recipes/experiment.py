@@ -30,6 +30,7 @@ from tailwise.recipes.build import (
 from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.methods import METHODS, tde_of
 from tailwise.recipes.resume import Log, Place, fit_kept
+from tailwise.recipes.rows import Row
 from tailwise.recipes.schema import Recipe
 from tailwise.recipes.second import epochs_on_images, try_second_stage
 from tailwise.recipes.trained import Trained
@@ -142,9 +143,18 @@ def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, how: How) -
 
 
 def _train_one(recipe: Recipe, seed: int, folder: Path, how: How) -> None:
+    label = f"{recipe.name} seed {seed}"
+    try:
+        line, rows = _trained_one(recipe, seed, folder, label, how)
+    except BaseException:
+        how.watch.stopped(kept=runs.partial(folder).exists())
+        raise
+    how.watch.done(label, line, rows)
+
+
+def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) -> tuple[str, dict[str, Row]]:
     start = time.perf_counter()
     data = build_data(recipe, seed, how.data_dir).to(how.device)
-    label = f"{recipe.name} seed {seed}"
     with cpu_threads(recipe), torch.random.fork_rng(devices=[]), runs.unfinished_folder(folder) as written:
         about = {
             "recipe": recipe.model_dump(mode="json"),
@@ -160,7 +170,7 @@ def _train_one(recipe: Recipe, seed: int, folder: Path, how: How) -> None:
         log = Log(written / runs.LOG)
         epochs = {"first": sum(stage.epochs for stage in recipe.stages)}
         epochs |= {method: epochs_on_images(recipe, method) for method in recipe.methods}
-        how.watch.begin(label, sum(epochs.values()), about)
+        how.watch.begin(label, sum(epochs.values()), about, written)
 
         def on_epoch(end: EpochEnd, val: Val | None) -> None:
             how.watch.epoch(log.write(end, val))
@@ -197,7 +207,7 @@ def _train_one(recipe: Recipe, seed: int, folder: Path, how: How) -> None:
             result = {**meta, "checkpoint": digest, "rows": rows, "seconds": time.perf_counter() - start}
             runs.write_json(written / runs.RESULTS, result)
     accuracy = ", ".join(f"{method} {row['all']:.1f}" for method, row in rows.items())
-    how.watch.done(label, f"epoch {meta['epoch']} kept, test {accuracy}", rows)
+    return f"epoch {meta['epoch']} kept, test {accuracy}", rows
 
 
 def _score(recipe: Recipe, data: LongTailedData) -> Callable[[nn.Module, Store], float] | None:

@@ -85,9 +85,20 @@ def adjust(
     own, recipe = trained.recipe.methods[0], trained.recipe
     label, epochs = f"{recipe.name} seed {trained.seed}, {method}", epochs_on_images(recipe, method)
     numbers = itertools.count(1)
-    if epochs:
-        watch.begin(label, epochs, {"recipe": recipe.model_dump(mode="json"), "seed": trained.seed})
-    row, path = trained.adjust(method, asked, lambda end, val: watch.epoch(epoch_record(next(numbers), end, val)))
+    settings = {
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": trained.seed,
+        "method": method,
+        "subset_hash": trained.about["subset_hash"],
+        "of": trained.digest,
+    }
+    try:
+        if epochs:
+            watch.begin(label, epochs, settings, trained.folder)
+        row, path = trained.adjust(method, asked, lambda end, val: watch.epoch(epoch_record(next(numbers), end, val)))
+    except BaseException:
+        watch.stopped(kept=False)  # no snapshots are kept of it
+        raise
     if epochs:
         watch.done(label, f"test {row['all']:.1f}", {method: row})
     results = runs.read_json(trained.folder / runs.RESULTS)  # what `compare` reads

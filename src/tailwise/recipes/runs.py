@@ -147,6 +147,11 @@ def check_begun(folder: Path, *, suite: bool) -> None:
         raise checks.InputError(f"resume: expected {wanted} at {folder}, got {found}")
 
 
+def partial(path: Path) -> Path:
+    """What a seed's folder is called until it is complete."""
+    return path.with_name(f"{path.name}{PARTIAL}")
+
+
 @contextmanager
 def unfinished_folder(path: Path) -> Iterator[Path]:
     """`path` with ".partial" behind it, which becomes `path` when the block ends well.
@@ -156,26 +161,26 @@ def unfinished_folder(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the folder cannot be written.
     """
-    partial = path.with_name(f"{path.name}{PARTIAL}")
+    written = partial(path)
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        leftovers = [child for child in partial.rglob(".*") if child.name.startswith(".")]  # of a killed write
+        written.mkdir(parents=True, exist_ok=True)
+        leftovers = [child for child in written.rglob(".*") if child.name.startswith(".")]  # of a killed write
         for leftover in leftovers if ranks.is_main() else ():
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         ranks.wait()
     except OSError as error:
         raise checks.InputError(f"{path}: cannot make the folder ({error.strerror})") from error
     try:
-        yield partial
+        yield written
         ranks.wait()
         if ranks.is_main():
-            os.replace(partial, path)
+            os.replace(written, path)
         ranks.wait()
     except OSError as error:
         raise checks.InputError(f"{path}: cannot write ({error.strerror})") from error
     except BaseException:
-        if not any(partial.rglob("*.safetensors")):
-            shutil.rmtree(partial, ignore_errors=True)
+        if not any(written.rglob("*.safetensors")):
+            shutil.rmtree(written, ignore_errors=True)
         raise
 
 

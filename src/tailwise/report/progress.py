@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -33,7 +34,7 @@ class Bars:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
-    def begin(self, label: str, epochs: int, settings: Mapping[str, Any]) -> None:  # noqa: ARG002
+    def begin(self, label: str, epochs: int, settings: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002
         self.task = self.progress.add_task(label, total=epochs, note="")
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -42,6 +43,9 @@ class Bars:
     def done(self, label: str, line: str, rows: Mapping[str, Any]) -> None:  # noqa: ARG002
         self.progress.remove_task(self.task)
         self.console.print(f"{label}: {line}", highlight=False, markup=False)
+
+    def stopped(self, kept: bool) -> None:
+        pass  # the error says so
 
 
 class Lines:
@@ -56,7 +60,7 @@ class Lines:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def begin(self, label: str, epochs: int, settings: Mapping[str, Any]) -> None:  # noqa: ARG002
+    def begin(self, label: str, epochs: int, settings: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002
         self.label, self.epochs, self.said = label, epochs, time.monotonic()
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -66,6 +70,9 @@ class Lines:
 
     def done(self, label: str, line: str, rows: Mapping[str, Any]) -> None:  # noqa: ARG002
         self._print(f"{label}: {line}")
+
+    def stopped(self, kept: bool) -> None:
+        pass  # the error says so
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
