@@ -453,7 +453,10 @@ def main() -> None:
     if arguments.quick:  # no size here is large enough for its exponent to say anything
         return
     steep = curves.too_steep(record)
-    print("\n".join(steep) or f"nothing grows faster than linearly (exponents up to {curves.LIMIT})")
+    print(
+        "\n".join(steep)
+        or f"nothing grows faster than linearly (exponents up to {curves.LIMIT}, or the reference's excess more)"
+    )
     sys.exit(bool(steep))
 
 
