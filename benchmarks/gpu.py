@@ -196,10 +196,9 @@ def joined(device: torch.device, epochs: int) -> None:
 def cifar(device: torch.device, epochs: int, data: Path, kind: str, seed: int) -> Figures:
     """CIFAR-100-LT, ratio 100, as Tang et al. 2020 train it: accuracy on test, of TDE too; nothing is chosen on it."""
     with np.load(data) as file:
-        train_split, test = (
-            Split(torch.from_numpy(file[f"x_{part}"]), torch.from_numpy(file[f"y_{part}"]), np.arange(len(file[f"y_{part}"])))
-            for part in ("train", "test")
-        )  # fmt: skip
+        images = {part: torch.from_numpy(file[f"x_{part}"]) for part in ("train", "test")}
+        labels = {part: torch.from_numpy(file[f"y_{part}"]) for part in ("train", "test")}
+    train_split, test = (Split(images[part], labels[part], np.arange(len(labels[part]))) for part in images)
     counts = ClassCounts.of_labels(train_split.labels.numpy(), 100)
     split, test = train_split.to(device), test.to(device)
     torch.manual_seed(mixed_seed(seed))

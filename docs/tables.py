@@ -4,7 +4,7 @@
     python docs/tables.py --check    # exit 1 and name the pages that would change
 
 A table stands in the fenced block below a line `<!-- table: NAME -->`, and results/NAME.json is what the command
-printed with --json.
+printed with --json, or `benchmarks/scale.py`. The table scale-plan has no record: it is arithmetic.
 """
 
 import io
@@ -18,12 +18,21 @@ from rich.console import Console
 from tailwise.report.table import print_record
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import curves  # noqa: E402
+import scale_plan  # noqa: E402
+
 TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n```text\n).*?(^```$)", flags=re.M | re.S)
 
 
 def rendered(name: str) -> str:
     """The table that the command printed, as text."""
+    if name == "scale-plan":
+        return scale_plan.table(scale_plan.Plan())
     record = json.loads((ROOT / f"results/{name}.json").read_text())
+    if "curves" in record:
+        return curves.table(record)
     out = io.StringIO()
     print_record(Console(file=out, width=120), record)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n"

@@ -27,7 +27,7 @@ from tailwise.train import load_checkpoint
 TRAIN = ["-m", "tailwise", "train", "digits-lt/decoupling", "--seeds", "2", "--save-every", "0"]
 LENGTH = ["stages.0.epochs=6", "second.crt.stage.epochs=6", "second.lws.stage.epochs=5"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1000"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"OMP_NUM_THREADS": "1"}
 PATIENCE = 180.0  # seconds without a sign of life after which a run is stuck
 
 
@@ -98,9 +98,9 @@ def moment(folder: Path) -> str:
 
 
 def stamp(folder: Path) -> float:
-    """When the run last wrote something."""
+    """When the run last wrote a snapshot, or anything else that it had to train for."""
     try:
-        return max((path.stat().st_mtime for path in folder.rglob("*")), default=0.0)
+        return max((path.stat().st_mtime for path in folder.rglob("*.safetensors")), default=0.0)
     except FileNotFoundError:  # renamed meanwhile
         return time.time()
 
@@ -131,10 +131,12 @@ def campaign(kills: int, processes: int, rng: random.Random) -> Tally:
         expected = content(reference)
         process, since = start(folder, processes), 0.0
         while tally.kills < kills or process.poll() is None:
-            alive = wait_for_life(process, folder, since)
+            # after its first new snapshot, or, one time in five, while it starts
+            early = tally.kills < kills and rng.random() < 0.2
+            alive = early or wait_for_life(process, folder, since)
             if alive and tally.kills < kills:
-                try:  # from the first file on, or, one time in five, at once: while it starts
-                    process.wait(rng.uniform(0.0, 6.0) if rng.random() < 0.8 else 0.0)
+                try:
+                    process.wait(rng.uniform(0.0, 4.0))
                 except subprocess.TimeoutExpired:
                     since = strike(process, folder, processes, rng, tally)
             elif alive:

@@ -69,11 +69,11 @@ def frozen_order(labels: NDArray[np.int64], dataset: str, seed: int) -> list[NDA
     [[2, 3, 0], [1]]
     """
     checks.whole("seed", seed, at_least=0)
+    # sorted by class once: to search all labels for each class would take the product of the two
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
     orders = []
-    for c in range(int(labels.max()) + 1):
-        keyed = [
-            (hashlib.sha256(f"{dataset}/{seed}/{c}/{i}".encode()).digest(), i) for i in np.flatnonzero(labels == c)
-        ]
+    for c, members in enumerate(by_class):
+        keyed = [(hashlib.sha256(f"{dataset}/{seed}/{c}/{i}".encode()).digest(), i) for i in members.tolist()]
         orders.append(np.array([i for _, i in sorted(keyed)], dtype=np.int64))
     return orders
 
