@@ -1,6 +1,7 @@
 """The normalized classifiers: formulas, limits, symmetry, degenerate and wrong input, gradients."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -41,6 +42,7 @@ from tailwise.classifiers import (
     cosine_logits,
     normalized_logits,
 )
+from tailwise.classifiers.functional import scale_weight
 
 FUNCTIONS = {"causal": causal_logits, "cosine": cosine_logits, "capsule": capsule_logits}
 DEFAULT_HEADS = {"causal": 2, "cosine": 1, "capsule": 1}
@@ -367,3 +369,59 @@ def test_gradients_do_not_pass_through_the_average(kind):
     actual = torch.autograd.grad(classifier.train()(x).square().sum(), (x, classifier.weight))
     for left, right in zip(actual, expected, strict=True):
         assert_close(left, right, 1e-12)
+
+
+# ---- the scaled weight has a gradient written by hand
+
+
+def plain_scaled_weight(weight, num_heads, gamma):
+    """As its equation reads, with autograd's own gradient."""
+    w = weight.view(len(weight), num_heads, -1)
+    return w / (w.norm(dim=-1, keepdim=True) + gamma)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1 / 32, 3.0])
+def test_gradients_of_the_scaled_weight_of_both_orders(gamma):
+    torch.manual_seed(0)
+    weight = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    ours = partial(scale_weight, num_heads=2, gamma=gamma)
+    assert torch.autograd.gradcheck(ours, weight)
+    assert torch.autograd.gradgradcheck(ours, weight)
+    scores = torch.randn(3, 2, 2, dtype=torch.float64)
+    (own,) = torch.autograd.grad((ours(weight) * scores).sum(), weight)
+    (reference,) = torch.autograd.grad((plain_scaled_weight(weight, 2, gamma) * scores).sum(), weight)
+    torch.testing.assert_close(own, reference)
+
+
+def test_a_zero_weight_has_a_finite_gradient():
+    weight = torch.zeros(2, 4, requires_grad=True)
+    scale_weight(weight, 2, 0.0).sum().backward()
+    assert torch.equal(weight.grad, torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_logits_and_gradients_are_those_of_float32_rounded(dtype):
+    torch.manual_seed(0)
+    features, weight = torch.randn(7, 8), torch.randn(5, 8, requires_grad=True)
+    twin = weight.detach().clone().requires_grad_()
+    with torch.autocast("cpu", dtype):
+        half = causal_logits(features, weight)
+    whole = causal_logits(features, twin)
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.float(), whole, rtol=0.02, atol=0.1)
+    half.float().logsumexp(1).sum().backward()
+    whole.logsumexp(1).sum().backward()
+    assert weight.grad.dtype == torch.float32
+    torch.testing.assert_close(weight.grad, twin.grad, rtol=0.05, atol=0.05)
+
+
+def test_gradients_for_each_sample_by_vmap():
+    torch.manual_seed(0)
+    features, weight = torch.randn(6, 8), torch.randn(5, 8)
+
+    def loss(weight, x):
+        return causal_logits(x[None], weight).logsumexp(1).sum()
+
+    together = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weight, features)
+    for x, gradient in zip(features, together, strict=True):
+        torch.testing.assert_close(gradient, torch.func.grad(loss)(weight, x))

@@ -16,7 +16,6 @@ from tailwise import checks, ranks
 from tailwise.train.stage import MovesOncePerStep
 
 Precision = Literal["float32", "bf16", "fp16"]
-CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -24,7 +23,7 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float1
 class Compute:
     """How training does its arithmetic. Weights, optimiser and feature average are float32 in any case.
 
-    device: where.
+    device: where; None is where the model is.
     precision: of the forward pass, by torch's autocast; "fp16" comes with a loss scaler.
     channels_last: whether images and convolutions keep the channels of a pixel together.
     compile: whether torch.compile turns forward and backward into fused code; a warning says so where no compiler is.
@@ -34,7 +33,7 @@ class Compute:
         InputError: an unknown precision.
     """
 
-    device: torch.device = CPU
+    device: torch.device | None = None
     precision: Precision = "float32"
     channels_last: bool = False
     compile: bool = False
@@ -47,7 +46,7 @@ class Compute:
     def placed(self, model: nn.Module) -> Iterator[None]:
         """`model` on the device and in the layout, for the length of the block; back where it was after it."""
         moving = [module for module in model.modules() if isinstance(module, MovesOncePerStep)]
-        with on_device(model, self.device):
+        with on_device(model, self.device or device_of(model)):
             if self.compile:
                 for module in moving:  # its state changes with every step, and each change would compile anew
                     module.forward = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]
@@ -66,55 +65,53 @@ class Compute:
 
     def forward_of(self, model: nn.Module, batch_size: int) -> "Forward":
         """The forward pass of a placed model; batch_size: the one to compile for, if at all."""
-        several = ranks.count() > 1
-        if several and self.sync_batchnorm and self.device.type == "cuda":
+        several, device = ranks.count() > 1, device_of(model)
+        if several and self.sync_batchnorm and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # torch's own
-        compiled = self.compile and compiler_works(self.device.type)
+        compiled = self.compile and compiler_works(device.type)
         call: nn.Module = torch.compile(model, dynamic=False) if compiled else model  # type: ignore[assignment]
         if several:
-            call = DistributedDataParallel(call, device_ids=[self.device] if self.device.type == "cuda" else None)
-        return Forward(call, self, batch_size if compiled else None)
-
-    def peak_memory(self) -> int:
-        """The most memory that this process has held so far, in bytes; of the GPU, if that is the device."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        try:
-            import resource
-        except ImportError:  # Windows has none
-            return 0
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-    def scaler(self) -> torch.amp.GradScaler:
-        """Of the loss, for fp16; one that does nothing otherwise."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+            call = DistributedDataParallel(call, device_ids=[device] if device.type == "cuda" else None)
+        return Forward(call, device, self.precision, self.layout, batch_size if compiled else None)
 
 
 @dataclass(frozen=True)
 class Forward:
-    """images -> logits in float32, computed as `compute` says.
+    """images -> logits in float32, computed as a `Compute` says.
 
     compiled_for: the batch size that has code of its own; None where nothing is compiled.
     """
 
     call: nn.Module
-    compute: Compute
+    device: torch.device
+    precision: Precision
+    layout: torch.memory_format
     compiled_for: int | None
 
     def __call__(self, images: Tensor) -> Tensor:
         odd = self.compiled_for not in (None, len(images))  # a last batch is not worth half a minute of compiling
-        compute = self.compute
-        dtype = DTYPES[compute.precision]
+        half = self.precision != "float32"
         with torch.compiler.set_stance("force_eager") if odd else nullcontext():
-            with torch.autocast(compute.device.type, dtype, enabled=compute.precision != "float32"):
-                logits: Tensor = self.call(images.contiguous(memory_format=compute.layout))
-            return logits.float() if compute.precision != "float32" else logits
+            with torch.autocast(self.device.type, DTYPES[self.precision], enabled=half):
+                logits: Tensor = self.call(images.contiguous(memory_format=self.layout))
+            return logits.float() if half else logits
 
     def alone(self) -> AbstractContextManager[None]:
         """Gradients of a backward pass inside stay in this process, for a later one to take along."""
         if isinstance(self.call, DistributedDataParallel):
             return self.call.no_sync()
         return nullcontext()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process has held so far, in bytes; of the GPU, if that is the device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @functools.cache
@@ -136,11 +133,21 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
     Raises:
         InputError: a model that is spread over several devices.
     """
-    homes = {tensor.device for tensor in (*model.parameters(), *model.buffers())} or {device}
-    if len(homes) > 1:
-        raise checks.InputError(f"model: expected it on one device, got {', '.join(sorted(map(str, homes)))}")
+    home = device_of(model)
     model.to(device)
     try:
         yield
     finally:
-        model.to(homes.pop())
+        model.to(home)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model is.
+
+    Raises:
+        InputError: in several places.
+    """
+    homes = {tensor.device for tensor in (*model.parameters(), *model.buffers())} or {torch.device("cpu")}
+    if len(homes) > 1:
+        raise checks.InputError(f"model: expected it on one device, got {', '.join(sorted(map(str, homes)))}")
+    return homes.pop()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tailwise import checks, ranks
-from tailwise.train.compute import Compute
+from tailwise.train.compute import Compute, device_of, peak_memory
 from tailwise.train.snapshot import Progress, Snapshot, put_back, take_snapshot
 from tailwise.train.stage import Stage
 from tailwise.train.step import Training
@@ -68,7 +68,7 @@ def fit(
         on_epoch: called after each epoch; may put the model in eval mode.
         on_pause: called between any two steps with a function that takes a snapshot, for whoever wants one.
         resume: go on from this snapshot; the rest is, bit for bit, what it would have been.
-        compute: on which device and how; `load` gives batches on that device.
+        compute: on which device and how, by default where the model is; `load` gives batches on that device.
 
     Raises:
         InputError: an unknown module name in `trainable`, an epoch without a batch, a loss that is not finite, or a
@@ -97,23 +97,25 @@ def fit(
                     done.batch += 1
                     done.seconds = time.perf_counter() - start
                     on_pause(partial(take_snapshot, training, done))
+                end = _epoch_end(model, stage, done, start)
                 with training.averaged():
-                    on_epoch(_epoch_end(model, stage, done, compute))
+                    on_epoch(end)
                 done = Progress(stage=number, epoch=done.epoch + 1)
                 on_pause(partial(take_snapshot, training, done))
             training.keep_average()
 
 
-def _epoch_end(model: nn.Module, stage: Stage, done: Progress, compute: Compute) -> EpochEnd:
+def _epoch_end(model: nn.Module, stage: Stage, done: Progress, start: float) -> EpochEnd:
     images = int(ranks.total(torch.tensor(done.images)))
-    loss = float(ranks.total(done.loss_sum)) / images
+    loss = float(ranks.total(done.loss_sum)) / images  # waits for the device, so that now the epoch is over
+    seconds = time.perf_counter() - start
     if not math.isfinite(loss) or not all(p.isfinite().all() for p in model.parameters()):
         raise checks.InputError(
             f"stage '{stage.name}': training diverged in epoch {done.epoch}, "
             f"loss {loss:g} at learning rate {done.learning_rate:g}"
         )
-    memory = compute.peak_memory()
-    return EpochEnd(stage.name, done.epoch, stage.epochs, loss, done.learning_rate, images, done.seconds, memory)
+    memory = peak_memory(device_of(model))
+    return EpochEnd(stage.name, done.epoch, stage.epochs, loss, done.learning_rate, images, seconds, memory)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tailwise import checks, ranks
 from tailwise.train.checkpoint import load_state
-from tailwise.train.compute import Compute
+from tailwise.train.compute import Compute, device_of
 from tailwise.train.stage import MovesOncePerStep, Stage
 
 
@@ -19,7 +19,8 @@ class Training:
     def __init__(self, model: nn.Module, stage: Stage, compute: Compute) -> None:
         self.model, self.stage = model, stage
         self.optimizer = stage.optimizer([p for p in model.parameters() if p.requires_grad])
-        self.scaler = compute.scaler()
+        # of the loss, so that gradients keep within half precision's range; does nothing otherwise
+        self.scaler = torch.amp.GradScaler(device_of(model).type, enabled=compute.precision == "fp16")
         mine = len(torch.arange(stage.batch_size).tensor_split(ranks.count())[ranks.rank()])
         self.forward = compute.forward_of(model, batch_size=-(-mine // stage.accumulate))
         self.average: AveragedModel | None = None
