@@ -292,6 +292,17 @@ def part(threads: int) -> None:
     ranks.leave()
 
 
+def table(record: Figures) -> str:
+    """The figures of a record, a line each."""
+    lines = [f"{'':48} {'ratio':>6}  {'from .. to':>12}  {'ours':>9}  {'theirs':>9}"]
+    for name, figures in record.items():
+        if isinstance(figures, dict):
+            spread = f"{min(figures['ratios']):.2f} .. {max(figures['ratios']):.2f}"
+            both = f"{figures['ours']:9.3g}  {figures['theirs']:9.3g}"
+            lines.append(f"{name:48} {figures['ratio']:6.2f}  {spread:>12}  {both}")
+    return "\n".join(lines) + "\n"
+
+
 WHAT: dict[str, Callable[[torch.device, int], Figures]] = {"loop": loop, "classifier": classifier, "ranks": several}
 
 
@@ -317,7 +328,7 @@ def main() -> None:
     for what in asked.what:
         for name, figures in WHAT[what](device, asked.repeats).items():
             record[name] = figures
-            print(f"{name}: {figures['ratio']:.2f} ({figures['ours']:.4g} against {figures['theirs']:.4g})", flush=True)
+    print(table(record), end="")
     if asked.json:
         asked.json.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import curves  # noqa: E402
 import scale_plan  # noqa: E402
+import speed  # noqa: E402
 
 TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n```text\n).*?(^```$)", flags=re.M | re.S)
 
@@ -31,6 +32,8 @@ def rendered(name: str) -> str:
     if name == "scale-plan":
         return scale_plan.table(scale_plan.Plan())
     record = json.loads((ROOT / f"results/{name}.json").read_text())
+    if name == "speed":
+        return speed.table(record)
     if "curves" in record:
         return curves.table(record)
     out = io.StringIO()

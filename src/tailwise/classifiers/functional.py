@@ -74,9 +74,9 @@ class _ScaledWeight(torch.autograd.Function):
     @staticmethod
     def forward(w: Tensor, gamma: float, dtype: torch.dtype) -> Tensor:
         inverse = 1 / _norm_and_energy(w, gamma)[1]  # multiplied with: so many divisions would take longer
-        if dtype == inverse.dtype:
-            return w * inverse
-        return torch.mul(w, inverse, out=torch.empty_like(w, dtype=dtype))
+        if dtype == torch.bfloat16:  # it has float32's range, so may be converted first: half the bytes
+            return w.to(dtype, copy=True).mul_(inverse.to(dtype))
+        return (w * inverse).to(dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float, torch.dtype], output: Tensor) -> None:  # noqa: ARG004
@@ -87,11 +87,15 @@ class _ScaledWeight(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (w,) = ctx.saved_tensors
         norm, energy = _norm_and_energy(w, ctx.gamma)
-        change = gradient * (1 / energy)
-        along = torch.einsum("ckd,ckd->ck", change, w.to(change.dtype)).unsqueeze(-1)
-        along = -along / (energy * norm.where(norm > 0, 1))
-        whole = torch.addcmul(change, w, along) if torch.is_grad_enabled() else change.addcmul_(w, along)
-        return whole.to(w.dtype), None, None
+        along = norm.where(norm > 0, 1) * energy
+        if torch.is_grad_enabled():  # for a derivative of higher order: nothing may be overwritten
+            change = gradient / energy
+            change = change - w * ((change * w).sum(dim=-1, keepdim=True) / along)
+        else:
+            change = gradient.to(norm.dtype, copy=True).mul_(1 / energy)
+            along = torch.einsum("ckd,ckd->ck", change, w.to(norm.dtype)).unsqueeze(-1) / along
+            change.addcmul_(w, along, value=-1)
+        return change.to(w.dtype), None, None
 
 
 def _norm_and_energy(w: Float[Tensor, "C K d"], gamma: float) -> tuple[Tensor, Tensor]:
