@@ -165,9 +165,6 @@ def test_predictions_of_two_processes_are_whole_and_in_order(pair):
         torch.testing.assert_close(torch.from_numpy(store.logits.copy()), logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(
-    "TAILWISE_CAMPAIGN" not in os.environ, reason="torchrun takes minutes to start anew where the machine is busy"
-)
 def test_when_one_process_dies_the_run_goes_on_and_ends_the_same(pair, tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen(

@@ -256,14 +256,25 @@ def command(folder, *more):
     return [sys.executable, "-m", "tailwise", *arguments, *more]
 
 
-def kill_somewhere(folder, rng, *, within):
-    """Run (again) and kill at a random moment; True if the run was over before."""
-    begun = [] if not (folder / "recipe.json").exists() else ["--resume"]
+def newest_snapshot(folder):
+    """When the last one was written."""
+    try:
+        return max((path.stat().st_mtime_ns for path in folder.glob("seed-*.partial/last-*.safetensors")), default=0)
+    except FileNotFoundError:  # just now renamed or removed
+        return 0
+
+
+def kill_somewhere(folder, rng):
+    """Run (again), and kill at a random moment after the first new snapshot; True if the run was over before."""
+    begun, before = ["--resume"] if (folder / "recipe.json").exists() else [], newest_snapshot(folder)
     process = subprocess.Popen(
         command(folder, *begun), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
+    deadline = time.monotonic() + 120
+    while newest_snapshot(folder) <= before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
     try:
-        _, err = process.communicate(timeout=rng.uniform(*within))
+        _, err = process.communicate(timeout=rng.uniform(0.0, 0.5))
         assert process.returncode == 0, err
         return True
     except subprocess.TimeoutExpired:
@@ -286,7 +297,7 @@ def every_visible_file_is_whole(folder):
 def test_killed_at_random_moments_the_run_ends_as_if_it_had_not(whole, tmp_path):
     folder, rng, kills = tmp_path / "a", random.Random(time.time_ns()), 0
     for _ in range(9):
-        if kill_somewhere(folder, rng, within=(2.0, 5.0)):  # the first two seconds are imports
+        if kill_somewhere(folder, rng):
             shutil.rmtree(folder)  # too late: once more
             continue
         kills += 1
