@@ -294,12 +294,12 @@ def part(threads: int) -> None:
 
 def table(record: Figures) -> str:
     """The figures of a record, a line each."""
-    lines = [f"{'':48} {'ratio':>6}  {'from .. to':>12}  {'ours':>9}  {'theirs':>9}"]
+    lines = [f"{'':56} {'ratio':>6}  {'from .. to':>12}  {'ours':>9}  {'theirs':>9}"]
     for name, figures in record.items():
         if isinstance(figures, dict):
             spread = f"{min(figures['ratios']):.2f} .. {max(figures['ratios']):.2f}"
             both = f"{figures['ours']:9.3g}  {figures['theirs']:9.3g}"
-            lines.append(f"{name:48} {figures['ratio']:6.2f}  {spread:>12}  {both}")
+            lines.append(f"{name:56} {figures['ratio']:6.2f}  {spread:>12}  {both}")
     return "\n".join(lines) + "\n"
 
 
