@@ -4,10 +4,15 @@ import os
 
 # a run must not find the data of whoever runs the tests
 os.environ.pop("TAILWISE_DATA", None)
+# What the tests compute is tiny, here and in the processes they start: a second thread gains nothing, and on a shared
+# machine the two wait for each other at every step, which made some tests ten times as slow.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
 import torch
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

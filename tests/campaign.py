@@ -149,7 +149,11 @@ def campaign(kills: int, processes: int, rng: random.Random) -> Tally:
                 continue
             if process.returncode == 0:
                 tally.runs_ended += 1
-                tally.runs_that_differ += content(folder) != expected
+                found = content(folder)
+                tally.runs_that_differ += found != expected
+                for name in sorted(found.keys() | expected.keys()):
+                    if found.get(name) != expected.get(name):
+                        print(f"DIFFERS {name}: expected {expected.get(name)}, got {found.get(name)}", flush=True)
                 if tally.kills >= kills:
                     break
                 shutil.rmtree(folder)

@@ -52,15 +52,6 @@ POWERS = (0.0, 0.3, 0.7, 1.0, 2.0, -0.5)
 DISTANCES = ("cosine", "l2", "centered")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Two threads are up to a hundred times as slow as one on steps this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 properties = settings(max_examples=15, deadline=None, database=None)
 seeds = st.integers(0, 10**6)
 every_distance = pytest.mark.parametrize("distance", DISTANCES)

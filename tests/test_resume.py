@@ -153,8 +153,9 @@ def same(one, other):
     return True
 
 
-@pytest.mark.parametrize("after", [1, 4, 5, 7, 9])
-@pytest.mark.parametrize("save_every", [0.0, 1e9])
+@pytest.mark.parametrize(
+    ("after", "save_every"), [(1, 0.0), (4, 0.0), (5, 0.0), (7, 0.0), (9, 0.0), (1, 1e9), (7, 1e9)]
+)
 def test_a_stopped_run_goes_on_to_the_same_end(whole, tmp_path, after, save_every):
     """In the first stage, at its end, in either second stage, in the second seed; with snapshots and without."""
     with pytest.raises(StopError):

@@ -39,7 +39,7 @@ def take_snapshot(training: Training, progress: Progress) -> Snapshot:
     """Training as it stands, in copies; every process calls this, and has the same snapshot."""
     tensors = training.state()
     tensors |= {"random": torch.stack(ranks.gathered(torch.get_rng_state()))}
-    tensors |= {"loss_sum": ranks.total(progress.loss_sum)}
+    tensors |= {"loss_sum": torch.stack(ranks.gathered(progress.loss_sum.cpu()))}
     if torch.cuda.is_available():
         tensors["random_device"] = torch.stack(ranks.gathered(torch.cuda.get_rng_state()))
     values = {name: value for name, value in asdict(progress).items() if name != "loss_sum"}
@@ -50,7 +50,8 @@ def take_snapshot(training: Training, progress: Progress) -> Snapshot:
 def put_back(snapshot: Snapshot, training: Training) -> Progress:
     """Bring training and random state to where the snapshot was taken; returns how far that was.
 
-    The epoch's sums so far go to the main process. Exact with as many processes as the snapshot was taken with.
+    Exact with as many processes as the snapshot was taken with; each then goes on with its own sum of losses, for another
+    order of adding would round otherwise.
 
     Raises:
         InputError: names or shapes that do not fit.
@@ -60,9 +61,11 @@ def put_back(snapshot: Snapshot, training: Training) -> Progress:
     torch.set_rng_state(states[ranks.rank() % len(states)].clone())  # a view of a later row is refused
     if torch.cuda.is_available() and "random_device" in snapshot.tensors:
         torch.cuda.set_rng_state(snapshot.tensors["random_device"][ranks.rank() % len(states)].clone())
-    done = Progress(**snapshot.progress, loss_sum=snapshot.tensors["loss_sum"].clone())
+    sums = snapshot.tensors["loss_sum"]
+    own = sums[ranks.rank()] if len(sums) == ranks.count() else sums.sum() * ranks.is_main()
+    done = Progress(**snapshot.progress, loss_sum=own.clone())
     if not ranks.is_main():
-        done.images, done.loss_sum = 0, torch.zeros_like(done.loss_sum)
+        done.images = 0  # all of them are with the main process
     return done
 
 
