@@ -50,8 +50,8 @@ def take_snapshot(training: Training, progress: Progress) -> Snapshot:
 def put_back(snapshot: Snapshot, training: Training) -> Progress:
     """Bring training and random state to where the snapshot was taken; returns how far that was.
 
-    Exact with as many processes as the snapshot was taken with; each then goes on with its own sum of losses, for another
-    order of adding would round otherwise.
+    Exact with as many processes as the snapshot was taken with; each then goes on with its own sum of losses, for
+    another order of adding would round otherwise.
 
     Raises:
         InputError: names or shapes that do not fit.
