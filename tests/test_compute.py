@@ -76,6 +76,15 @@ def test_a_gradient_within_the_limit_is_left_alone():
         assert torch.equal(a, b)
 
 
+def test_the_limit_is_of_the_gradient_and_not_of_the_scaled_loss():
+    """In fp16 the loss is scaled by thousands: a limit that no gradient reaches must still change nothing."""
+    clipped, plain = toy_model(), toy_model()
+    for model, limit in ((clipped, 1e3), (plain, None)):
+        fit(model, [stage(clip_norm=limit, epochs=6)], load, compute=Compute(precision="fp16"))
+    for a, b in zip(clipped.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 # ---- averaged weights
 
 
