@@ -110,6 +110,19 @@ def test_averaged_weights_are_what_is_measured_and_kept(decay):
     assert not torch.equal(seen[0]["classifier.weight"], seen[1]["classifier.weight"])
 
 
+def test_what_is_frozen_or_counted_is_not_averaged_away():
+    """Frozen parts keep their bits, and the number of batches seen stays whole."""
+    model = convolutional()
+    model.backbone.insert(1, nn.BatchNorm2d(8))
+    frozen, free = copy.deepcopy(model), copy.deepcopy(model)
+    fit(frozen, [stage(weight_average=0.9, epochs=5, trainable=("classifier",))], lambda s, e: images())
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(frozen.backbone.state_dict()[name], tensor), name
+    fit(free, [stage(weight_average=0.9, epochs=5)], lambda s, e: images())
+    assert int(free.backbone[1].num_batches_tracked) == 10
+    assert not torch.equal(free.backbone[1].running_mean, model.backbone[1].running_mean)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -1,7 +1,8 @@
 """One optimiser step: model, optimiser, loss scaler and weight average, moved together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,7 @@ class Training:
         self.forward = compute.forward_of(model, batch_size=-(-mine // stage.accumulate))
         self.average: AveragedModel | None = None
         if stage.weight_average is not None:
-            follow = get_ema_multi_avg_fn(stage.weight_average)  # type: ignore[no-untyped-call]  # torch's own
-            self.average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+            self.average = AveragedModel(model, multi_avg_fn=partial(_follow, stage.weight_average), use_buffers=True)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Of the next step."""
@@ -113,3 +113,12 @@ class Training:
         # the groups are the stage's own: its schedule sets their learning rate at every step
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _follow(decay: float, averages: Sequence[Tensor], currents: Sequence[Tensor], number: Tensor | int) -> None:
+    """One step of the moving average, in place, of tensors of one type; a count is taken over as it is."""
+    if averages[0].is_floating_point():
+        get_ema_multi_avg_fn(decay)(averages, currents, number)  # type: ignore[no-untyped-call]  # torch's own
+        return
+    for average, current in zip(averages, currents, strict=True):
+        average.copy_(current)
