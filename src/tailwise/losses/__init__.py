@@ -1,5 +1,31 @@
-"""Losses `(logits [N, C], target [N], ..., reduction) -> scalar or [N]`; "mean" is the mean over samples."""
+"""Losses `(logits [N, C], target, ..., reduction) -> scalar or [N]`; "mean" is the mean over samples.
 
+Each is a function and a module of the same name. `target` is classes [N], or, where the mathematics allows it, a
+distribution over them for each sample [N, C]. `counts` are the training images per class that the model is trained on.
+"""
+
+from tailwise.losses.margins import LDAM, ldam
 from tailwise.losses.plain import CrossEntropy, cross_entropy
+from tailwise.losses.priors import (
+    BalancedSoftmax,
+    LogitAdjustedCrossEntropy,
+    balanced_softmax,
+    logit_adjusted_cross_entropy,
+)
+from tailwise.losses.reweighting import ClassBalanced, Focal, class_balanced, class_balanced_weights, focal
 
-__all__ = ["CrossEntropy", "cross_entropy"]
+__all__ = [
+    "LDAM",
+    "BalancedSoftmax",
+    "ClassBalanced",
+    "CrossEntropy",
+    "Focal",
+    "LogitAdjustedCrossEntropy",
+    "balanced_softmax",
+    "class_balanced",
+    "class_balanced_weights",
+    "cross_entropy",
+    "focal",
+    "ldam",
+    "logit_adjusted_cross_entropy",
+]
