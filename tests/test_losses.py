@@ -124,7 +124,7 @@ def test_loss_is_its_equation(name, counts):
 
 
 def test_weights_of_the_effective_number():
-    """Cui et al. 2019, Eq. 2: E_n = (1 - beta^n) / (1 - beta); also where beta^n is all but 1, in float32."""
+    """Cui et al. 2019: E_n = (1 - beta^n) / (1 - beta); also where beta^n is all but 1, in float32."""
     counts = torch.tensor(WITH_UNSEEN)
     for beta in (0.0, 0.9, 0.9999, 1 - 1e-9):
         weights = class_balanced_weights(counts.float(), beta=beta)

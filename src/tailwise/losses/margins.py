@@ -19,7 +19,7 @@ def ldam(
     allow_unseen: bool = False,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "..."]:
-    """Label-distribution-aware margin (Cao et al. 2019, Eq. 13): cross-entropy of scale * (z - margin of the target).
+    """Label-distribution-aware margin (LDAM; Cao et al. 2019): cross-entropy of scale * (z - margin of the target).
 
     The margin max_margin * (n_min / n_y)^(1/4) is taken off the target's logit only, as Cao et al. have it; Kang et al.
     2020 print it on every logit (their Eq. 5).

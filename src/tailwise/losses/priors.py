@@ -59,7 +59,7 @@ def balanced_softmax(
     allow_unseen: bool = False,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "..."]:
-    """-log (n_y e^{z_y} / sum_c n_c e^{z_c}) (Ren et al. 2020, Eq. 4): logit adjustment at temperature 1.
+    """-log (n_y e^{z_y} / sum_c n_c e^{z_c}) (Ren et al. 2020): logit adjustment at temperature 1.
 
     Arguments and errors as in `logit_adjusted_cross_entropy`.
 

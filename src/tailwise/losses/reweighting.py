@@ -51,7 +51,7 @@ def focal(
 
 
 def class_balanced_weights(counts: Float[Tensor, " C"], *, beta: float = 0.9999) -> Float[Tensor, " C"]:
-    """(1 - beta) / (1 - beta^n_c), the inverse of the effective number of images (Cui et al. 2019, Eq. 2 and 5).
+    """(1 - beta) / (1 - beta^n_c), the inverse of the effective number of images (Cui et al. 2019).
 
     Args:
         counts: training images n_c per class, [C].
