@@ -226,9 +226,7 @@ def test_ctrl_c_leaves_a_snapshot_to_go_on_from(whole, tmp_path):
     assert process.returncode == 130
     assert err == "tailwise: interrupted; `tailwise train` goes on where it stopped with --resume\n"
     assert list(folder.glob("seed-0.partial/last-*.safetensors"))
-    done = subprocess.run([*arguments, "--out", str(folder), "--resume"], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert same(whole, runs.open_run(folder))
+    assert same(whole, run(folder, Stopping(-1), resume=True))
 
 
 def test_resume_wants_a_run_that_was_begun(whole, tmp_path, capsys):
@@ -306,7 +304,4 @@ def test_killed_at_random_moments_the_run_ends_as_if_it_had_not(whole, tmp_path)
         if kills == 3:
             break
     assert kills, "the run was always over before it was killed: nothing was tested"
-    begun = ["--resume"] if (folder / "recipe.json").exists() else []
-    done = subprocess.run(command(folder, *begun), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert same(whole, runs.open_run(folder))
+    assert same(whole, run(folder, Stopping(-1), resume=True))
