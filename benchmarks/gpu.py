@@ -136,13 +136,13 @@ def nothing_waits(device: torch.device, epochs: int, **how: Any) -> Figures:
 
     class Guarded:
         def __init__(self, batches: EpochBatches) -> None:
-            self.batches = list(batches)
+            self.batches = batches
 
         def __len__(self) -> int:
             return len(self.batches)
 
         def __iter__(self) -> Any:
-            for number, both in enumerate(self.batches):
+            for number, both in enumerate(self.batches):  # made, augmented and normalized under guard, too
                 torch.cuda.set_sync_debug_mode("error" if number > 2 else "default")  # the first ones set things up
                 yield both
             torch.cuda.set_sync_debug_mode("default")

@@ -121,7 +121,7 @@ def _one_at_a_time(train: Callable[[Any], None]) -> Any:
         asked.put(None)
 
 
-class Pictures(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class Pictures(torch.utils.data.Dataset):  # type: ignore[type-arg]  # torch's own
     """A PIL image through a transform, one at a time."""
 
     def __init__(self, split: Split, transform: Callable[[Any], Tensor]) -> None:

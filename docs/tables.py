@@ -20,9 +20,9 @@ from tailwise.report.table import print_record
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import curves  # noqa: E402
-import scale_plan  # noqa: E402
-import speed  # noqa: E402
+import curves  # noqa: E402  # after the path to it
+import scale_plan  # noqa: E402  # after the path to it
+import speed  # noqa: E402  # after the path to it
 
 TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n```text\n).*?(^```$)", flags=re.M | re.S)
 

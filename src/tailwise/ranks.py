@@ -28,7 +28,7 @@ def joined() -> Iterator[None]:
     # torchrun keeps one store for all its attempts: without a name of its own, an attempt may read the address of a
     # process of the one before, and wait half an hour for the dead
     store, own_rank, number = next(rendezvous("env://"))
-    store = dist.PrefixStore(f"attempt-{_attempt()}", store)  # type: ignore[attr-defined]
+    store = dist.PrefixStore(f"attempt-{_attempt()}", store)  # type: ignore[attr-defined]  # not in its stubs
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=number)
     yield
     # Not after an error: the others may be waiting in the middle of a reduction, and torchrun ends them.

@@ -79,7 +79,7 @@ class _ScaledWeight(torch.autograd.Function):
         return (w * inverse).to(dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float, torch.dtype], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, torch.dtype], output: Tensor) -> None:  # noqa: ARG004  # torch's form
         ctx.save_for_backward(inputs[0])
         ctx.gamma = inputs[1]
 

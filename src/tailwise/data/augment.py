@@ -4,6 +4,7 @@ An augmentation is a pure function of images and of the random numbers given to 
 belong to a sample's place in the epoch, not to the batch, process or device that happens to hold it.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,6 +65,11 @@ class Normalize:
     std: tuple[float, ...]
 
     def __call__(self, images: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        mean, std = (_per_channel(values, images.device) for values in (self.mean, self.std))
         return (images.float() / self.scale - mean) / std
+
+
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # once a device: a copy from the host at every batch would wait for a GPU
+    return torch.tensor(values, device=device).view(-1, 1, 1)

@@ -110,9 +110,9 @@ def find_device(name: str) -> torch.device:
     checks.choice("device", name, ("auto", "cpu", "cuda"))
     if name == "cuda" and not torch.cuda.is_available():
         raise checks.InputError("device: expected a GPU that torch can use, got none")
-    return (
-        torch.device("cuda", ranks.local_rank()) if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
-    )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", ranks.local_rank())
 
 
 def build_compute(recipe: Recipe, device: torch.device) -> Compute:

@@ -34,13 +34,13 @@ class Bars:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
-    def begin(self, label: str, epochs: int, settings: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002
+    def begin(self, label: str, epochs: int, settings: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002  # as Watch has it
         self.task = self.progress.add_task(label, total=epochs, note="")
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         self.progress.update(self.task, completed=record["number"], note=_note(record))
 
-    def done(self, label: str, line: str, rows: Mapping[str, Any]) -> None:  # noqa: ARG002
+    def done(self, label: str, line: str, rows: Mapping[str, Any]) -> None:  # noqa: ARG002  # as Watch has it
         self.progress.remove_task(self.task)
         self.console.print(f"{label}: {line}", highlight=False, markup=False)
 
@@ -60,7 +60,7 @@ class Lines:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def begin(self, label: str, epochs: int, settings: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002
+    def begin(self, label: str, epochs: int, settings: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002  # as Watch has it
         self.label, self.epochs, self.said = label, epochs, time.monotonic()
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ class Lines:
             self.said = time.monotonic()
             self._print(f"{self.label}: epoch {record['number']}/{self.epochs}, {_note(record)}")
 
-    def done(self, label: str, line: str, rows: Mapping[str, Any]) -> None:  # noqa: ARG002
+    def done(self, label: str, line: str, rows: Mapping[str, Any]) -> None:  # noqa: ARG002  # as Watch has it
         self._print(f"{label}: {line}")
 
     def stopped(self, kept: bool) -> None:

@@ -38,7 +38,7 @@ class TensorBoard:
         self.writer: Any = None
         self.folder: Path | None = None
 
-    def begin(self, label: str, epochs: int, settings: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002
+    def begin(self, label: str, epochs: int, settings: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002  # as Watch has it
         # beside the seed's folder, which changes its name when it is done
         self.folder, self.epochs, self.settings = folder.parent / "tensorboard" / _name(settings), epochs, settings
 
@@ -46,7 +46,7 @@ class TensorBoard:
         # what is told again after a resume replaces what was told: readers drop all from this number on
         self._write(scalars(record), record["number"], purge_from=record["number"])
 
-    def done(self, label: str, line: str, rows: Mapping[str, Mapping[str, Any]]) -> None:  # noqa: ARG002
+    def done(self, label: str, line: str, rows: Mapping[str, Mapping[str, Any]]) -> None:  # noqa: ARG002  # as Watch has it
         self._write(summary(rows), self.epochs, purge_from=None)
         self._close()
 
@@ -87,7 +87,7 @@ class Wandb:
         self.init: Any = init
         self.run: Any = None
 
-    def begin(self, label: str, epochs: int, settings: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002
+    def begin(self, label: str, epochs: int, settings: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002  # as Watch has it
         kept = _id_file(folder, settings, "wandb")
         known = _read(kept)
         name = known or uuid.uuid4().hex[:16]
@@ -110,7 +110,7 @@ class Wandb:
     def epoch(self, record: Mapping[str, Any]) -> None:
         self.run.log({"number": record["number"], **scalars(record)})
 
-    def done(self, label: str, line: str, rows: Mapping[str, Mapping[str, Any]]) -> None:  # noqa: ARG002
+    def done(self, label: str, line: str, rows: Mapping[str, Mapping[str, Any]]) -> None:  # noqa: ARG002  # as Watch has it
         self.run.summary.update(summary(rows))
         self._finish(0)
 
@@ -156,7 +156,7 @@ class Mlflow:
     def epoch(self, record: Mapping[str, Any]) -> None:
         self._log(scalars(record), record["number"])
 
-    def done(self, label: str, line: str, rows: Mapping[str, Mapping[str, Any]]) -> None:  # noqa: ARG002
+    def done(self, label: str, line: str, rows: Mapping[str, Mapping[str, Any]]) -> None:  # noqa: ARG002  # as Watch has it
         self._log(summary(rows), self.epochs)
         self._finish("FINISHED")
 

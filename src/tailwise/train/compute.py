@@ -49,7 +49,7 @@ class Compute:
         with on_device(model, self.device or device_of(model)):
             if self.compile:
                 for module in moving:  # its state changes with every step, and each change would compile anew
-                    module.forward = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]
+                    module.forward = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]  # torch's own
             model.to(memory_format=self.layout)
             try:
                 yield
@@ -69,7 +69,7 @@ class Compute:
         if several and self.sync_batchnorm and device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # torch's own
         compiled = self.compile and compiler_works(device.type)
-        call: nn.Module = torch.compile(model, dynamic=False) if compiled else model  # type: ignore[assignment]
+        call: nn.Module = torch.compile(model, dynamic=False) if compiled else model  # type: ignore[assignment]  # a module, too
         if several:
             call = DistributedDataParallel(call, device_ids=[device] if device.type == "cuda" else None)
         return Forward(call, device, self.precision, self.layout, batch_size if compiled else None)
