@@ -278,3 +278,85 @@ def test_load_state_names_what_does_not_fit():
     assert "extra is unknown" in message
     assert "classifier.weight is [4, 8], expected [3, 8]" in message
     assert torch.equal(model.classifier.weight, before)
+
+
+# ---- models and losses of their own kind
+
+
+class TwoViews(nn.Module):
+    """Returns logits of both views of each image, and the features of the first."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone, self.classifier = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.told = []
+
+    def start_epoch(self, epoch, epochs):
+        self.told.append((epoch, epochs))
+
+    def forward(self, views):
+        features = self.backbone(views)
+        return self.classifier(features), features[:, 0]
+
+
+class Counting(nn.Module):
+    """Cross-entropy of both views, louder with every image it has seen in training and with every epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+        self.epoch = 0
+
+    def start_epoch(self, epoch, epochs):
+        self.epoch = epoch
+
+    def forward(self, output, target):
+        logits, features = output
+        self.seen += len(target)
+        both = cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="mean")
+        return both * (1 + 0.001 * self.seen) + 0.1 * self.epoch * features.square().mean()
+
+
+def paired(epoch):
+    first, second = toy_batches(256, 64, seed=epoch), toy_batches(256, 64, seed=100 + epoch)
+    return List((torch.stack((x, y), 1), torch.stack((a, b), 1)) for (x, a), (y, b) in zip(first, second, strict=True))
+
+
+def test_a_model_may_return_whatever_its_loss_takes():
+    """Two views and two labels per image, logits and features, a loss that counts and follows the epochs."""
+    ours, byhand, loss = TwoViews(), TwoViews(), Counting()
+    fit(ours, [stage(loss=loss, batch_size=64)], lambda s, e: paired(e))
+    optimizer = torch.optim.SGD(byhand.parameters(), lr=0.1, momentum=0.9)
+    own = Counting()
+    for own.epoch in (1, 2):
+        for views, labels in paired(own.epoch):
+            optimizer.zero_grad()
+            own(byhand(views), labels).backward()
+            optimizer.step()
+    for a, b in zip(ours.parameters(), byhand.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert ours.told == [(1, 2), (2, 2)]
+    assert loss.seen == 0  # the stage's own is left as it was, for the next training
+
+
+def test_what_a_loss_has_seen_is_part_of_a_snapshot():
+    whole, first, again = TwoViews(), TwoViews(), TwoViews()
+    two = stage(loss=Counting(), batch_size=64)
+    fit(whole, [two], lambda s, e: paired(e))
+    taken = []
+
+    class Stop(Exception):
+        pass
+
+    def pause(take):
+        taken.append(take())
+        if len(taken) == 6:  # the second step of the second epoch, the pause between them counted
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(first, [two], lambda s, e: paired(e), on_pause=pause)
+    assert taken[-1].tensors["loss.seen"] == 5 * 64
+    fit(again, [two], lambda s, e: paired(e), resume=taken[-1])
+    for a, b in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Forward:
-    """images -> logits in float32, computed as a `Compute` says.
+    """images -> what the model returns, in float32, computed as a `Compute` says.
 
     compiled_for: the batch size that has code of its own; None where nothing is compiled.
     """
@@ -88,19 +88,25 @@ class Forward:
     layout: torch.memory_format
     compiled_for: int | None
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Any:
         odd = self.compiled_for not in (None, len(images))  # a last batch is not worth half a minute of compiling
         half = self.precision != "float32"
         with torch.compiler.set_stance("force_eager") if odd else nullcontext():
             with torch.autocast(self.device.type, DTYPES[self.precision], enabled=half):
-                logits: Tensor = self.call(images.contiguous(memory_format=self.layout))
-            return logits.float() if half else logits
+                # several views of each image, [N, V, channels, H, W], have no such layout: their model takes them apart
+                layout = self.layout if images.dim() == 4 else torch.contiguous_format
+                output = self.call(images.contiguous(memory_format=layout))
+            return _float32(output) if half else output
 
     def alone(self) -> AbstractContextManager[None]:
         """Gradients of a backward pass inside stay in this process, for a later one to take along."""
         if isinstance(self.call, DistributedDataParallel):
             return self.call.no_sync()
         return nullcontext()
+
+
+def _float32(output: Any) -> Any:
+    return tuple(_float32(part) for part in output) if isinstance(output, tuple) else output.float()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -21,7 +21,7 @@ from tailwise.train.step import Training
 
 @runtime_checkable
 class Batches(Protocol):
-    """The (images, labels) batches of one epoch."""
+    """The (images, labels) batches of one epoch; labels are what the stage's loss takes, a row per image."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
@@ -62,7 +62,7 @@ def fit(
     the device within an epoch.
 
     Args:
-        model: images -> logits.
+        model: images -> logits, or whatever the stage's loss takes.
         stages: in order; each starts with a fresh optimiser.
         load: (stage, epoch counted from 1) -> that epoch's batches.
         on_epoch: called after each epoch; may put the model in eval mode.
@@ -82,6 +82,7 @@ def fit(
             done = put_back(resume, training) if resume and number == first else Progress(stage=number)
             while done.epoch <= stage.epochs:
                 set_train_mode()
+                training.start_epoch(done.epoch)
                 batches = load(stage, done.epoch)
                 if not len(batches):
                     raise checks.InputError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,6 +25,14 @@ class MovesOncePerStep(Protocol):
     update_every: int
 
 
+@runtime_checkable
+class FollowsEpochs(Protocol):
+    """A module, of the model or of the loss, that changes with the epoch and is told when one starts."""
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Epoch 1, 2, ... of the stage's `epochs`."""
+
+
 def _ignore(learning_rate: float) -> None:
     pass
 
@@ -37,7 +45,8 @@ class Stage:
     epochs: how long.
     batch_size: images per optimiser step.
     sampler: which images, in which order.
-    loss: (logits [N, C], target [N]) -> mean over samples.
+    loss: (what the model returns, what the batch has for labels) -> mean over samples, such as (logits [N, C],
+        target [N]). A module is copied for the stage, moves to its device, and its buffers are part of snapshots.
     optimizer: parameters -> optimiser.
     learning_rate: epochs done, a fraction within an epoch -> learning rate; see `train.schedules`.
     trainable: module names; what lies in none of them is frozen, parameters and batch-norm statistics alike.
@@ -57,7 +66,7 @@ class Stage:
     epochs: int
     batch_size: int
     sampler: Sampler
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[[Any, Tensor], Tensor]
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     learning_rate: Callable[[float], float]
     trainable: tuple[str, ...] = ("",)

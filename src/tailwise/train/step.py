@@ -1,5 +1,6 @@
 """One optimiser step: model, optimiser, loss scaler and weight average, moved together."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -11,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tailwise import checks, ranks
 from tailwise.train.checkpoint import load_state
 from tailwise.train.compute import Compute, device_of
-from tailwise.train.stage import MovesOncePerStep, Stage
+from tailwise.train.stage import FollowsEpochs, MovesOncePerStep, Stage
 
 
 class Training:
@@ -24,9 +25,18 @@ class Training:
         self.scaler = torch.amp.GradScaler(device_of(model).type, enabled=compute.precision == "fp16")
         mine = len(torch.arange(stage.batch_size).tensor_split(ranks.count())[ranks.rank()])
         self.forward = compute.forward_of(model, batch_size=-(-mine // stage.accumulate))
+        # a copy of its own, for what a loss has seen belongs to this training
+        self.loss = copy.deepcopy(stage.loss).to(device_of(model)) if isinstance(stage.loss, nn.Module) else stage.loss
         self.average: AveragedModel | None = None
         if stage.weight_average is not None:
             self.average = AveragedModel(model, multi_avg_fn=partial(_follow, stage.weight_average), use_buffers=True)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Tell whoever follows the epochs, in the model or in the loss; counted from 1."""
+        for owner in (self.model, self.loss):
+            for module in owner.modules() if isinstance(owner, nn.Module) else ():
+                if isinstance(module, FollowsEpochs):
+                    module.start_epoch(epoch, self.stage.epochs)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Of the next step."""
@@ -47,7 +57,7 @@ class Training:
         whole = int(ranks.total(torch.tensor(len(labels)))) / ranks.count()
         for number, (part, target) in enumerate(micro, 1):
             with self.forward.alone() if number < len(micro) else nullcontext():  # gradients meet in the last part
-                loss = stage.loss(self.forward(part), target)
+                loss = self.loss(self.forward(part), target)
                 self.scaler.scale(loss * (len(target) / whole)).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach() * len(target)
         if stage.clip_norm is not None:
@@ -84,6 +94,8 @@ class Training:
             tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items() if torch.is_tensor(value)}
         for key, value in self.scaler.state_dict().items():
             tensors[f"scaler.{key}"] = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+        if isinstance(self.loss, nn.Module):
+            tensors |= {f"loss.{name}": tensor for name, tensor in self.loss.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         return tensors
@@ -97,6 +109,8 @@ class Training:
         load_state(self.model, tensors, prefix="model.")
         if self.average is not None:
             load_state(self.average, tensors, prefix="average.")
+        if isinstance(self.loss, nn.Module):
+            load_state(self.loss, tensors, prefix="loss.")
         scaler = {f"scaler.{key}" for key in self.scaler.state_dict()}
         there = {name for name in tensors if name.startswith("scaler.")}
         if there != scaler:
