@@ -59,7 +59,7 @@ every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
 def test_every_public_loss_is_here():
-    modules = {name for name in tailwise.losses.__all__ if name[0].isupper()}
+    modules = {name for name in tailwise.losses.__all__ if name[0].isupper()} - {"DeferredReweighting"}
     assert modules == {name.partition(",")[0] for name in LOSSES}
     functions = {name for name in tailwise.losses.__all__ if name[0].islower()} - {"class_balanced_weights"}
     assert functions == {

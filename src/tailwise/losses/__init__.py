@@ -4,6 +4,7 @@ Each is a function and a module of the same name. `target` is classes [N], or, w
 distribution over them for each sample [N, C]. `counts` are the training images per class that the model is trained on.
 """
 
+from tailwise.losses.deferred import DeferredReweighting
 from tailwise.losses.margins import LDAM, ldam
 from tailwise.losses.plain import CrossEntropy, cross_entropy
 from tailwise.losses.priors import (
@@ -19,6 +20,7 @@ __all__ = [
     "BalancedSoftmax",
     "ClassBalanced",
     "CrossEntropy",
+    "DeferredReweighting",
     "Focal",
     "LogitAdjustedCrossEntropy",
     "balanced_softmax",
