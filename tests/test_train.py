@@ -346,15 +346,15 @@ def test_what_a_loss_has_seen_is_part_of_a_snapshot():
     fit(whole, [two], lambda s, e: paired(e))
     taken = []
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def pause(take):
         taken.append(take())
         if len(taken) == 6:  # the second step of the second epoch, the pause between them counted
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         fit(first, [two], lambda s, e: paired(e), on_pause=pause)
     assert taken[-1].tensors["loss.seen"] == 5 * 64
     fit(again, [two], lambda s, e: paired(e), resume=taken[-1])

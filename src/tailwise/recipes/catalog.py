@@ -12,20 +12,18 @@ from tailwise.recipes.schema import (
     CausalSettings,
     ClassifierSettings,
     ComputeSettings,
-    CosineScheduleSettings,
     CosineSettings,
     DataSettings,
     LinearSettings,
     MlpSettings,
-    MultistepSettings,
     Published,
     Recipe,
     ScaledSettings,
     SecondClassifierSettings,
     SecondStageSettings,
-    StageSettings,
     TdeSettings,
 )
+from tailwise.recipes.stages import CosineScheduleSettings, MultistepSettings, StageSettings
 
 CLASSIFIERS: dict[str, ClassifierSettings] = {
     "linear": LinearSettings(),  # without bias, as Tang et al.'s baseline

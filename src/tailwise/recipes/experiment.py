@@ -20,13 +20,12 @@ from tailwise.recipes.adjusters import choice_of, sweep
 from tailwise.recipes.build import (
     build_compute,
     build_data,
-    build_load,
     build_model,
-    build_stages,
     cpu_threads,
     find_device,
     subset_seed_of,
 )
+from tailwise.recipes.build_stages import build_load, build_stages
 from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.methods import METHODS, tde_of
 from tailwise.recipes.resume import Log, Place, fit_kept

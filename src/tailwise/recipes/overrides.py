@@ -11,6 +11,7 @@ from tailwise.recipes.methods import METHODS
 from tailwise.recipes.schema import Recipe
 
 FIXED = ("name", "published")  # what a recipe is, not how it is set
+WHOLE = ("schedule", "loss", "step")  # may also be given whole: by kind, with its defaults, or as a JSON object
 
 
 def override(recipes: Sequence[Recipe], assignments: Sequence[str]) -> list[Recipe]:
@@ -93,7 +94,7 @@ def _keys(settings: Any, prefix: str = "") -> Iterator[str]:
         nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
         if nested:
             yield from _keys(value, f"{prefix}{key}.")
-        if not nested or key == "schedule":  # a schedule may also be given whole, as a JSON object
+        if not nested or key in WHOLE:
             yield f"{prefix}{key}"
 
 

@@ -5,32 +5,13 @@ No torch here: the command lists and checks recipes without loading it.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from tailwise.recipes.methods import METHODS
+from tailwise.recipes.stages import CosineScheduleSettings, Fraction, Settings, StageSettings
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
 Protocol = Literal["clean", "paper", "legacy"]
 MetricName = Literal["mean-per-class", "all", "many", "medium", "few", "harmonic-mean", "worst-class"]
-SamplerName = Literal[
-    "instance",
-    "square-root",
-    "class-balanced",
-    "progressive",
-    "square-root-cyclic",
-    "class-balanced-cyclic",
-    "progressive-cyclic",
-    "class-aware",
-    "reverse",
-    "repeat-factor",
-]
-
-
-class Settings(BaseModel):
-    """Immutable; an unknown key, a NaN or an infinity is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSettings(Settings):
@@ -105,67 +86,6 @@ class ScaledSettings(Settings):
 SecondClassifierSettings = Annotated[
     LinearSettings | CosineSettings | MlpSettings | ScaledSettings, Field(discriminator="name")
 ]
-
-
-class ConstantSettings(Settings):
-    """One learning rate throughout."""
-
-    kind: Literal["constant"] = "constant"
-
-
-class CosineScheduleSettings(Settings):
-    """warmup: the part of the stage that warms up. warmup_from: where that line starts, a fraction of the peak."""
-
-    kind: Literal["cosine"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    warmup_from: Fraction = 0.04
-
-
-class MultistepSettings(Settings):
-    """milestones: epochs counted from 1. factor: of each step. warmup_from: a fraction of the peak."""
-
-    kind: Literal["multistep"] = "multistep"
-    milestones: tuple[PositiveInt, ...]
-    factor: Annotated[float, Field(gt=0, le=1)]
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    warmup_from: Fraction = 1 / 3
-
-
-ScheduleSettings = Annotated[ConstantSettings | CosineScheduleSettings | MultistepSettings, Field(discriminator="kind")]
-
-
-class StageSettings(Settings):
-    """One training phase; the terms are those of `tailwise.train.Stage`.
-
-    sampler: "cyclic" is the authors' variant of the one it ends. repeat_threshold: of repeat-factor sampling.
-    learning_rate: the peak. momentum, weight_decay, nesterov: of SGD, on all parameters.
-    legacy_bn_drift: let the batch-norm statistics of frozen parts follow the data, as both papers' code does.
-    """
-
-    name: str
-    epochs: PositiveInt
-    batch_size: PositiveInt
-    learning_rate: PositiveFloat
-    schedule: ScheduleSettings
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 5e-4
-    nesterov: bool = False
-    sampler: SamplerName = "instance"
-    repeat_threshold: PositiveFloat = 0.001
-    loss: Literal["cross-entropy"] = "cross-entropy"
-    augment: Literal["none", "shift", "crop-flip"]
-    trainable: Literal["all", "last-block", "classifier"] = "all"
-    legacy_bn_drift: bool = False
-    accumulate: PositiveInt = 1
-    drop_last: bool = False
-    clip_norm: PositiveFloat | None = None
-    weight_average: Annotated[float, Field(ge=0, lt=1)] | None = None
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> "StageSettings":
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov: expected false where momentum is 0, got true")
-        return self
 
 
 STORED: dict[str, Any] = {"sampler": "class-aware", "augment": "none", "trainable": "classifier"}
@@ -253,7 +173,7 @@ class Recipe(Settings):
     classifier: ClassifierSettings
     stages: tuple[StageSettings, ...]
     methods: tuple[str, ...]
-    second: dict[str, SecondStageSettings] = {}
+    second: dict[str, SecondStageSettings] = Field(default_factory=dict)
     tde: TdeSettings
     tau_norm: TauNormSettings = TauNormSettings()
     ncm: NcmSettings = NcmSettings()

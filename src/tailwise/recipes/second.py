@@ -23,7 +23,8 @@ from tailwise.counts import ClassCounts
 from tailwise.data import LongTailedData
 from tailwise.evaluate import Store
 from tailwise.recipes.adjusters import features_of, labels_of
-from tailwise.recipes.build import build_compute, build_load, build_second_classifier, build_stages, cpu_threads
+from tailwise.recipes.build import build_compute, build_second_classifier, cpu_threads
+from tailwise.recipes.build_stages import build_load, build_stages
 from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.resume import OnEpoch, Place, fit_kept
 from tailwise.recipes.schema import Recipe, SecondStageSettings

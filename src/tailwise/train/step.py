@@ -58,7 +58,7 @@ class Training:
         for number, (part, target) in enumerate(micro, 1):
             with self.forward.alone() if number < len(micro) else nullcontext():  # gradients meet in the last part
                 loss = self.loss(self.forward(part), target)
-                self.scaler.scale(loss * (len(target) / whole)).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss * (len(target) / whole)).backward()
             loss_sum += loss.detach() * len(target)
         if stage.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)

@@ -1,0 +1,217 @@
+"""From settings to a training phase: its sampler, loss, optimiser, schedule, and the batches it is fed."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from tailwise import ranks
+from tailwise.classifiers import FeatureAverage
+from tailwise.counts import ClassCounts
+from tailwise.data import EpochBatches, LongTailedData, random_crop
+from tailwise.data.augment import Augment
+from tailwise.losses import (
+    LDAM,
+    BalancedSoftmax,
+    ClassBalanced,
+    CrossEntropy,
+    DeferredReweighting,
+    Focal,
+    LogitAdjustedCrossEntropy,
+)
+from tailwise.losses.plain import Reduction
+from tailwise.recipes.schema import Recipe
+from tailwise.recipes.stages import (
+    ConstantSettings,
+    CosineScheduleSettings,
+    CrossEntropySettings,
+    FocalSettings,
+    LossSettings,
+    StageSettings,
+)
+from tailwise.recognizer import Recognizer
+from tailwise.sampling import (
+    EpochSampler,
+    Members,
+    class_aware_draw,
+    class_draw,
+    class_probabilities,
+    cyclic_draw,
+    instance_draw,
+    progressive_probabilities,
+    repeat_draw,
+    repeat_factors,
+    reverse_probabilities,
+)
+from tailwise.seeds import mixed_seed
+from tailwise.train import Schedule, Stage, constant, cosine, multistep
+
+AUGMENTS: dict[str, Augment | None] = {
+    "none": None,
+    "shift": partial(random_crop, padding=1, flip=False),
+    "crop-flip": partial(random_crop, padding=4, flip=True),
+}
+Draw = Callable[[int], NDArray[np.int64]]
+
+
+def build_stages(
+    stages: Sequence[StageSettings], recipe: Recipe, model: Recognizer, data: LongTailedData, seed: int
+) -> list[Stage]:
+    """These stages on this data; `model` is what an average that follows the learning rate belongs to."""
+
+    def follow(learning_rate: float) -> None:
+        average = model.classifier.get_submodule("average")
+        assert isinstance(average, FeatureAverage)
+        average.momentum = average_momentum(learning_rate)
+
+    follows = getattr(recipe.classifier, "momentum", None) == "follow-lr" and hasattr(model.classifier, "average")
+    return [
+        Stage(
+            name=stage.name,
+            epochs=stage.epochs,
+            batch_size=stage.batch_size,
+            sampler=build_sampler(stage, data, mixed_seed(seed, number)),
+            loss=build_loss(stage, data.counts),
+            optimizer=partial(_sgd, stage),
+            learning_rate=build_schedule(stage),
+            trainable=trainable_modules(stage, model),
+            legacy_bn_drift=stage.legacy_bn_drift,
+            accumulate=stage.accumulate,
+            drop_last=stage.drop_last,
+            clip_norm=stage.clip_norm,
+            weight_average=stage.weight_average,
+            **({"on_learning_rate": follow} if follows else {}),
+        )
+        for number, stage in enumerate(stages)
+    ]
+
+
+def build_loss(stage: StageSettings, counts: ClassCounts) -> nn.Module:
+    """The stage's loss, for the images per class that it trains on."""
+    if stage.reweight_after is None:
+        return _loss_of(stage.loss, counts, "mean")
+    per_sample = _loss_of(stage.loss, counts, "none")
+    return DeferredReweighting(per_sample, counts, beta=stage.reweight_beta, after=stage.reweight_after)
+
+
+def _loss_of(settings: LossSettings, counts: ClassCounts, reduction: Reduction) -> nn.Module:
+    own = {key: value for key, value in settings.model_dump().items() if key != "kind"}
+    if isinstance(settings, CrossEntropySettings):
+        return CrossEntropy(reduction=reduction)
+    if isinstance(settings, FocalSettings):
+        return Focal(**own, reduction=reduction)
+    kinds: dict[str, Callable[..., nn.Module]] = {
+        "class-balanced": ClassBalanced,
+        "ldam": LDAM,
+        "balanced-softmax": BalancedSoftmax,
+        "logit-adjusted": LogitAdjustedCrossEntropy,
+    }
+    return kinds[settings.kind](counts, **own, reduction=reduction)
+
+
+def trainable_modules(stage: StageSettings, model: Recognizer) -> tuple[str, ...]:
+    """The names of the modules that a stage trains."""
+    if stage.trainable == "all":
+        return ("",)
+    blocks = getattr(model.backbone, "last_block", ()) if stage.trainable == "last-block" else ()
+    return (*(f"backbone.{block}" for block in blocks), "classifier")
+
+
+def build_sampler(stage: StageSettings, data: LongTailedData, seed: int) -> EpochSampler:
+    """The stage's sampler over the training images, with the counts trained on."""
+    counts = data.counts
+    members = Members.of(data.train.labels.cpu().numpy(), counts)
+
+    def by_class(probabilities: Callable[[int], NDArray[np.float64]], *, cyclic: bool = False) -> Draw:
+        rule = cyclic_draw if cyclic else class_draw
+        return lambda epoch: rule(members, probabilities(epoch), seed, epoch)
+
+    def progressive(epoch: int) -> NDArray[np.float64]:
+        return progressive_probabilities(counts, epoch, stage.epochs)
+
+    def progressive_authors(epoch: int) -> NDArray[np.float64]:
+        return progressive_probabilities(counts, epoch, stage.epochs, reading="authors")
+
+    draws: dict[str, Draw] = {
+        "instance": lambda epoch: instance_draw(len(data.train), seed, epoch),
+        "square-root": by_class(lambda _: class_probabilities(counts, 0.5)),
+        "class-balanced": by_class(lambda _: class_probabilities(counts, 0)),
+        "progressive": by_class(progressive),
+        "square-root-cyclic": by_class(lambda _: class_probabilities(counts, 0.5), cyclic=True),
+        "class-balanced-cyclic": by_class(lambda _: class_probabilities(counts, 0), cyclic=True),
+        "progressive-cyclic": by_class(progressive_authors, cyclic=True),
+        "class-aware": lambda epoch: class_aware_draw(members, seed, epoch),
+        "reverse": by_class(lambda _: reverse_probabilities(counts)),
+        "repeat-factor": lambda epoch: repeat_draw(
+            members, repeat_factors(counts, stage.repeat_threshold), seed, epoch
+        ),
+    }
+    return EpochSampler(draws[stage.sampler], batch_size=stage.batch_size)
+
+
+def average_momentum(learning_rate: float) -> float:
+    """1 - 0.1 min(50 lr, 1): the authors' schedule, a nearly flat average at the end of training.
+
+    >>> average_momentum(0.2), round(average_momentum(0.0004), 6)
+    (0.9, 0.998)
+    """
+    return 1 - 0.1 * min(50 * learning_rate, 1)
+
+
+def build_schedule(stage: StageSettings) -> Schedule:
+    """The learning rate of a stage."""
+    schedule = stage.schedule
+    if isinstance(schedule, ConstantSettings):
+        return constant(stage.learning_rate)
+    if isinstance(schedule, CosineScheduleSettings):
+        return cosine(
+            stage.learning_rate,
+            stage.epochs,
+            warmup_epochs=schedule.warmup * stage.epochs,
+            warmup_from=schedule.warmup_from,
+        )
+    return multistep(
+        stage.learning_rate,
+        schedule.milestones,
+        factor=schedule.factor,
+        warmup_epochs=schedule.warmup_epochs,
+        warmup_from=schedule.warmup_from,
+    )
+
+
+def build_load(
+    stages: Sequence[StageSettings], data: LongTailedData, seed: int
+) -> Callable[[Stage, int], EpochBatches]:
+    """(stage, epoch) -> the batches of that epoch of training."""
+    names = [stage.name for stage in stages]
+
+    def load(stage: Stage, epoch: int) -> EpochBatches:
+        number = names.index(stage.name)
+        return EpochBatches(
+            data.train,
+            stage.sampler.indices(epoch),
+            stage.batch_size,
+            data.normalize,
+            augment=AUGMENTS[stages[number].augment],
+            seed=mixed_seed(seed, number, epoch),
+            drop_last=stage.drop_last,
+            rank=ranks.rank(),
+            num_ranks=ranks.count(),
+        )
+
+    return load
+
+
+def _sgd(stage: StageSettings, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    tensors = list(parameters)
+    return SGD(
+        tensors,
+        lr=stage.learning_rate,
+        momentum=stage.momentum,
+        weight_decay=stage.weight_decay,
+        nesterov=stage.nesterov,
+        fused=all(tensor.is_cuda for tensor in tensors),  # with a loss scaler, the other kinds wait for the device
+    )
