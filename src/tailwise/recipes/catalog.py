@@ -23,7 +23,16 @@ from tailwise.recipes.schema import (
     SecondStageSettings,
     TdeSettings,
 )
-from tailwise.recipes.stages import CosineScheduleSettings, MultistepSettings, StageSettings
+from tailwise.recipes.stages import (
+    BalancedSoftmaxSettings,
+    ClassBalancedSettings,
+    CosineScheduleSettings,
+    FocalSettings,
+    LdamSettings,
+    LogitAdjustedSettings,
+    MultistepSettings,
+    StageSettings,
+)
 
 CLASSIFIERS: dict[str, ClassifierSettings] = {
     "linear": LinearSettings(),  # without bias, as Tang et al.'s baseline
@@ -73,6 +82,10 @@ CIFAR = {
     ),
 }
 
+# The setting of Zhou et al. 2020 (BBN), where the rivals' rows of Tang et al.'s Table 3 come from: plain ResNet-32,
+# batch 128, learning rate 0.1, weight decay 2e-4; epochs and steps of the learning rate are the same.
+BBN_SETTING = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 2e-4}
+
 DATA: dict[str, dict[str, Any]] = {
     "digits-lt": DIGITS,
     "cifar10-lt": CIFAR
@@ -81,19 +94,34 @@ DATA: dict[str, dict[str, Any]] = {
     | {"data": DataSettings(name="cifar100-lt", imbalance_ratio=100), "tde": TdeSettings(fixed_alpha=1.5)},
 }
 
-TANG_TABLE_3 = "Tang et al. 2020, Table 3, ratio 100"
-PUBLISHED: dict[str, tuple[Published, ...]] = {
-    "cifar10-lt/de-confound": (Published(method="de-confound", all=71.7, source=TANG_TABLE_3),),
-    "cifar10-lt/tde": (
-        Published(method="de-confound", all=71.7, source=TANG_TABLE_3),
-        Published(method="tde", all=80.6, source=TANG_TABLE_3),
-    ),
-    "cifar100-lt/de-confound": (Published(method="de-confound", all=40.5, source=TANG_TABLE_3),),
-    "cifar100-lt/tde": (
-        Published(method="de-confound", all=40.5, source=TANG_TABLE_3),
-        Published(method="tde", all=44.1, source=TANG_TABLE_3),
-    ),
+# Tang et al. 2020, Table 3, ratio 100: top-1 of (CIFAR-10-LT, CIFAR-100-LT). The rivals' are BBN's numbers, whose CB is
+# the focal loss and whose LDAM is deferred.
+TANG_TABLE_3 = {
+    "de-confound": (71.7, 40.5),
+    "tde": (80.6, 44.1),
+    "focal": (70.4, 38.4),
+    "mixup": (73.1, 39.5),
+    "class-balanced-focal": (74.6, 39.6),
+    "ldam-drw": (77.0, 42.0),
+    "bbn": (79.8, 42.6),
 }
+
+
+def published(data: str, methods: Sequence[str]) -> tuple[Published, ...]:
+    """What Tang et al. print for these rows on this data.
+
+    >>> [number.all for number in published("cifar100-lt", ("de-confound", "tde"))]
+    [40.5, 44.1]
+    """
+    if data not in ("cifar10-lt", "cifar100-lt"):
+        return ()
+    column, source = ("cifar10-lt", "cifar100-lt").index(data), "Tang et al. 2020, Table 3, ratio 100"
+    return tuple(
+        Published(method=method, all=TANG_TABLE_3[method][column], source=source)
+        for method in methods
+        if method in TANG_TABLE_3
+    )
+
 
 # Kang et al.: the learning rate restarted, taken to 0 by half a cosine over 10 epochs (LWS: 5), class-aware sampling.
 # Rows of their Table 1: everything re-trained (B+C), at a tenth of the learning rate, the last block alone (LB+C), the
@@ -134,13 +162,34 @@ def second_stage(data: str, method: str) -> SecondStageSettings:
     return SecondStageSettings(classifier=classifier, stage=stage, on="features" if stored else "images")
 
 
+# What a rival changes in a plain stage, each with the defaults of its paper; "classifier" is Kang et al.'s joint one
+# where none is named.
+RIVALS: dict[str, dict[str, Any]] = {
+    "focal": {"loss": FocalSettings()},
+    "class-balanced": {"loss": ClassBalancedSettings()},
+    "class-balanced-focal": {"loss": ClassBalancedSettings(gamma=0.5)},
+    "ldam": {"classifier": CosineSettings(tau=1.0), "loss": LdamSettings()},
+    "ldam-drw": {"classifier": CosineSettings(tau=1.0), "loss": LdamSettings(), "reweight_after": 0.8},
+    "balanced-softmax": {"loss": BalancedSoftmaxSettings()},
+    "logit-adjusted": {"loss": LogitAdjustedSettings()},
+}
+
+
+def _rival(data: str, method: str, title: str, setting: dict[str, Any], **settings: Any) -> Recipe:
+    changes = dict(RIVALS[method])
+    classifier = changes.pop("classifier", CLASSIFIERS["joint"])
+    stage = DATA[data]["stages"][0].model_copy(update=setting | changes)
+    return _recipe(data, title, method, (), classifier=classifier, stages=(stage,), **settings)
+
+
 def _recipe(data: str, title: str, own: str, adjusters: Sequence[str], **settings: object) -> Recipe:
     name = f"{data}/{title}"
     second = {method: second_stage(data, method) for method in adjusters if method in SECOND_STAGES}
     return Recipe.model_validate(
         DATA[data]
-        | {"name": name, "classifier": CLASSIFIERS[own], "methods": (own, *adjusters), "second": second}
-        | {"published": PUBLISHED.get(name, ())}
+        | {"name": name, "classifier": CLASSIFIERS.get(own), "methods": (own, *adjusters), "second": second}
+        # a rival's number is of its own setting
+        | {"published": () if title in RIVALS else published(data, (own, *adjusters))}
         | settings
     )
 
@@ -162,6 +211,10 @@ def _recipes_of(data: str) -> list[Recipe]:
         )
         for sampler in SAMPLERS
     ]
+    rivals = [_rival(data, name, name, {}) for name in RIVALS]
+    if data != "digits-lt":
+        plain = {"backbone": BackboneSettings(name="resnet32")}
+        rivals += [_rival(data, name, f"{name}-published", BBN_SETTING, **plain) for name in RIVALS]
     return [
         *own,
         *adjusting,
@@ -169,6 +222,7 @@ def _recipes_of(data: str) -> list[Recipe]:
         *by_sampler,
         _recipe(data, "fine-tuning", "joint", ("fine-tune", "fine-tune-slow", "fine-tune-last-block", "crt")),
         _recipe(data, "decoupling-all", "joint", adjusters_of("linear")),
+        *rivals,
     ]
 
 
@@ -179,6 +233,7 @@ SUITE_MEMBERS: dict[str, tuple[str, ...]] = {
     "": ("linear", "decoupling", "cosine-tde", "capsule-tde", "tde"),
     "/kang-figure-1": ("decoupling", *(f"decoupling-{sampler}" for sampler in SAMPLERS)),
     "/all": ("linear", "decoupling-all", "cosine-tde", "capsule-tde", "tde"),
+    "/rivals": ("joint", *RIVALS, "tde"),
 }
 SUITES: dict[str, tuple[str, ...]] = {
     f"{data}{suite}": tuple(f"{data}/{member}" for member in members)

@@ -45,6 +45,14 @@ METHODS: dict[str, Method] = {
     "capsule-tde": Method(("capsule",), "tde"),
     "de-confound": Method(("causal",)),
     "tde": Method(("causal",), "tde"),
+    # the rivals: trained another way
+    "focal": Method(("linear",)),
+    "class-balanced": Method(("linear",)),
+    "class-balanced-focal": Method(("linear",)),
+    "ldam": Method(("cosine",)),
+    "ldam-drw": Method(("cosine",)),
+    "balanced-softmax": Method(("linear",)),
+    "logit-adjusted": Method(("linear",)),
 }
 
 
