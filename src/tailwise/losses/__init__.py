@@ -9,23 +9,51 @@ from tailwise.losses.plain import CrossEntropy, cross_entropy
 from tailwise.losses.priors import (
     BalancedSoftmax,
     LogitAdjustedCrossEntropy,
+    VSLoss,
     balanced_softmax,
     logit_adjusted_cross_entropy,
+    vs_loss,
 )
-from tailwise.losses.reweighting import ClassBalanced, Focal, class_balanced, class_balanced_weights, focal
+from tailwise.losses.reweighting import (
+    ClassBalanced,
+    ClassBalancedSigmoid,
+    Focal,
+    class_balanced,
+    class_balanced_sigmoid,
+    class_balanced_weights,
+    focal,
+)
+from tailwise.losses.suppression import (
+    Equalization,
+    EqualizationSigmoid,
+    Seesaw,
+    equalization,
+    equalization_sigmoid,
+    seesaw,
+)
 
 __all__ = [
     "LDAM",
     "BalancedSoftmax",
     "ClassBalanced",
+    "ClassBalancedSigmoid",
     "CrossEntropy",
+    "Equalization",
+    "EqualizationSigmoid",
     "Focal",
     "LogitAdjustedCrossEntropy",
+    "Seesaw",
+    "VSLoss",
     "balanced_softmax",
     "class_balanced",
+    "class_balanced_sigmoid",
     "class_balanced_weights",
     "cross_entropy",
+    "equalization",
+    "equalization_sigmoid",
     "focal",
     "ldam",
     "logit_adjusted_cross_entropy",
+    "seesaw",
+    "vs_loss",
 ]
