@@ -2,9 +2,17 @@
 
 Each is a function and a module of the same name. `target` is classes [N], or, where the mathematics allows it, a
 distribution over them for each sample [N, C]. `counts` are the training images per class that the model is trained on.
+Those of `metric` take features [N, D] in place of logits, and give a scalar.
 """
 
 from tailwise.losses.margins import LDAM, ldam
+from tailwise.losses.metric import (
+    CrossEntropyAndMetric,
+    LiftedStructured,
+    RangeLoss,
+    lifted_structured,
+    range_loss,
+)
 from tailwise.losses.plain import CrossEntropy, cross_entropy
 from tailwise.losses.priors import (
     BalancedSoftmax,
@@ -38,10 +46,13 @@ __all__ = [
     "ClassBalanced",
     "ClassBalancedSigmoid",
     "CrossEntropy",
+    "CrossEntropyAndMetric",
     "Equalization",
     "EqualizationSigmoid",
     "Focal",
+    "LiftedStructured",
     "LogitAdjustedCrossEntropy",
+    "RangeLoss",
     "Seesaw",
     "VSLoss",
     "balanced_softmax",
@@ -53,7 +64,9 @@ __all__ = [
     "equalization_sigmoid",
     "focal",
     "ldam",
+    "lifted_structured",
     "logit_adjusted_cross_entropy",
+    "range_loss",
     "seesaw",
     "vs_loss",
 ]
