@@ -16,6 +16,7 @@ from tailwise.sampling import (
     class_probabilities,
     cyclic_draw,
     instance_draw,
+    p_by_k_draw,
     progressive_probabilities,
     repeat_draw,
     repeat_factors,
@@ -183,6 +184,57 @@ def test_repeat_draw_repeats_by_its_factor():
     assert set(one) <= {3, 4}
 
 
+@given(some_counts, st.integers(1, 4), st.integers(1, 5), st.integers(0, 3))
+@settings(max_examples=60)
+def test_p_by_k_fills_every_batch(counts, p, k, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    members = Members.of(labels, ClassCounts(counts))
+    draw = partial(p_by_k_draw, members, seed, classes_per_batch=p, images_per_class=k)
+    present = [c for c, n in enumerate(counts) if n]
+    if p > len(present):
+        with pytest.raises(InputError, match=f"classes_per_batch: expected at most the {len(present)} classes, got"):
+            draw(epoch=1)
+        return
+    if p * k > len(labels):
+        with pytest.raises(InputError, match=f"images_per_class: expected .* {len(labels)} images, got {p} x {k}"):
+            draw(epoch=1)
+        return
+    drawn = draw(epoch=1)
+    assert len(drawn) == len(labels) // (p * k) * (p * k)
+    assert np.array_equal(drawn, draw(epoch=1))
+    visits = drawn.reshape(-1, k)
+    classes = labels[visits]
+    assert (classes == classes[:, :1]).all()
+    for batch in classes[:, 0].reshape(-1, p):
+        assert len(set(batch)) == p
+    for visit, c in zip(visits, classes[:, 0], strict=True):
+        times = np.bincount(visit, minlength=len(labels))[labels == c]
+        assert times.max() - times.min() <= 1  # different images, or all of them as often as each other
+    for c in present:  # each image once before any again, but for those that do not fill a visit
+        mine = visits[classes[:, 0] == c]
+        in_round = counts[c] // k
+        for start in range(0, len(mine), max(in_round, 1)):
+            turn = mine[start : start + in_round]
+            assert len(set(turn.ravel())) == turn.size
+
+
+def test_p_by_k_draws_classes_and_images_alike():
+    draw = partial(p_by_k_draw, MEMBERS, classes_per_batch=3, images_per_class=4)
+    drawn = epochs_of(lambda epoch: draw(0, epoch))
+    share = np.bincount(LABELS[drawn], minlength=6) / len(drawn)
+    # 40 epochs of 43 batches, each with 3 of 5 classes: 0.2, with a batch's standard deviation of 0.49 / 3
+    np.testing.assert_allclose(share[:5], 0.2, atol=Z * 0.163 / (40 * 43) ** 0.5)
+    assert share[5] == 0
+    times = np.bincount(drawn, minlength=len(LABELS))[LABELS == 1]
+    assert times.min() > 0.7 * times.mean()
+    assert times.max() < 1.3 * times.mean()
+    assert not np.array_equal(draw(0, 1), draw(0, 2))
+    assert not np.array_equal(draw(0, 1), draw(1, 1))
+    steps = np.diff(LABELS[draw(0, 1)[::4]].reshape(-1, 3))
+    assert (steps > 0).any()  # classes come in no order
+    assert (steps < 0).any()
+
+
 def test_members_refuse_other_counts():
     with pytest.raises(InputError, match="expected 2 images of class 0, got 3"):
         Members.of(np.array([0, 0, 1]), ClassCounts((3, 1)))
@@ -196,6 +248,7 @@ RULES = {
     "class-balanced": partial(class_draw, MEMBERS, class_probabilities(COUNTS, 0), 7),
     "cyclic": partial(cyclic_draw, MEMBERS, class_probabilities(COUNTS, 0), 7),
     "class-aware": partial(class_aware_draw, MEMBERS, 7),
+    "p by k": partial(p_by_k_draw, MEMBERS, 7, classes_per_batch=4, images_per_class=8),
     "repeat": partial(repeat_draw, MEMBERS, repeat_factors(COUNTS, 0.1), 7),
 }
 

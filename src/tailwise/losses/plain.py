@@ -52,6 +52,15 @@ def reduced(losses: Float[Tensor, " N"], reduction: Reduction) -> Float[Tensor, 
     return losses.mean() if reduction == "mean" else losses
 
 
+def one_vs_all(logits: Float[Tensor, "N C"], gamma: float = 0.0) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
+    """The binary focal loss of each class on its own: if the sample is of it, and if it is not.
+
+    (1 - p)^gamma (-log p) and p^gamma (-log(1 - p)), p = sigmoid(logits); gamma = 0 is binary cross-entropy.
+    """
+    log_p, log_not = F.logsigmoid(logits), F.logsigmoid(-logits)
+    return -(gamma * log_not).exp() * log_p, -(gamma * log_p).exp() * log_not
+
+
 def images_per_class(counts: ClassCounts | Tensor, logits: Float[Tensor, "N C"]) -> Float[Tensor, " C"]:
     """Training images of each class, beside the logits; a tensor that lies there already is not copied.
 

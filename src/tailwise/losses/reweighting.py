@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tailwise import checks
 from tailwise.counts import ClassCounts
-from tailwise.losses.plain import Reduction, Target, cross_entropy, images_per_class, reduced
+from tailwise.losses.plain import Reduction, Target, cross_entropy, images_per_class, one_vs_all, reduced
 from tailwise.shapes import Float
 
 
@@ -113,6 +113,36 @@ def class_balanced(
     return reduced(losses if whole else weights[target] * losses, reduction)
 
 
+def class_balanced_sigmoid(
+    logits: Float[Tensor, "N C"],
+    target: Target,
+    counts: ClassCounts | Tensor,
+    *,
+    beta: float = 0.9999,
+    gamma: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "..."]:
+    """-w_y sum_c (1 - p_c)^gamma log p_c, p_c = sigmoid(z_c) of the target and sigmoid(-z_c) else (Cui et al. 2019).
+
+    Every class is a question of its own, as in the paper's focal and sigmoid losses. Cui et al. start the classifier's
+    bias at -log(C - 1), so that each p is 1 / C: at 0, all the classes that are not meant would make up the loss.
+
+    Arguments and errors as in `class_balanced`.
+
+    Limit case: beta = 0 and gamma = 0 is binary cross-entropy, summed over classes.
+
+    >>> class_balanced_sigmoid(torch.zeros(1, 3), torch.tensor([1]), ClassCounts((4, 1, 0)), beta=0.5)  # 1.3043 log 8
+    tensor(2.7123)
+    """
+    checks.number("gamma", gamma, at_least=0)
+    weights = class_balanced_weights(images_per_class(counts, logits), beta=beta)
+    shares = target if target.is_floating_point() else F.one_hot(target, logits.shape[1])
+    meant = shares * weights  # of a mixture, each class with its own weight
+    others = meant.sum(dim=1, keepdim=True) - meant
+    yes, no = one_vs_all(logits, gamma)
+    return reduced((meant * yes + others * no).sum(dim=1), reduction)
+
+
 class Focal(nn.Module):
     """`focal` as a module."""
 
@@ -142,3 +172,23 @@ class ClassBalanced(nn.Module):
 
     def forward(self, logits: Float[Tensor, "N C"], target: Target) -> Float[Tensor, "..."]:
         return class_balanced(logits, target, self.counts, beta=self.beta, gamma=self.gamma, reduction=self.reduction)
+
+
+class ClassBalancedSigmoid(nn.Module):
+    """`class_balanced_sigmoid` as a module; the counts are a buffer."""
+
+    counts: Tensor
+
+    def __init__(
+        self, counts: ClassCounts, *, beta: float = 0.9999, gamma: float = 0.0, reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.tensor(counts.per_class))
+        self.beta = checks.number("beta", beta, at_least=0, below=1)
+        self.gamma = checks.number("gamma", gamma, at_least=0)
+        self.reduction: Reduction = reduction
+
+    def forward(self, logits: Float[Tensor, "N C"], target: Target) -> Float[Tensor, "..."]:
+        return class_balanced_sigmoid(
+            logits, target, self.counts, beta=self.beta, gamma=self.gamma, reduction=self.reduction
+        )

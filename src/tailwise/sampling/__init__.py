@@ -6,6 +6,7 @@ from tailwise.sampling.draws import (
     class_draw,
     cyclic_draw,
     instance_draw,
+    p_by_k_draw,
     repeat_draw,
 )
 from tailwise.sampling.probabilities import (
@@ -24,6 +25,7 @@ __all__ = [
     "class_probabilities",
     "cyclic_draw",
     "instance_draw",
+    "p_by_k_draw",
     "progressive_probabilities",
     "repeat_draw",
     "repeat_factors",

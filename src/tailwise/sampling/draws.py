@@ -1,6 +1,7 @@
 """Draw rules: which images an epoch holds, in which order. Pure functions of (labels, seed, epoch), vectorised.
 
-An epoch is always as long as instance-balanced sampling's, except under repeat factors.
+An epoch is always as long as instance-balanced sampling's, except under repeat factors and for P x K batches, which are
+whole.
 """
 
 from dataclasses import dataclass
@@ -77,11 +78,7 @@ def cyclic_draw(members: Members, probabilities: Probabilities, seed: int, epoch
     [2, 2, 3, 3]
     """
     classes = _classes(_rng(seed, epoch), probabilities, len(members.images))
-    order = np.argsort(classes, kind="stable")
-    sizes = np.bincount(classes, minlength=len(members.sizes))
-    visit = np.empty_like(classes)
-    visit[order] = np.arange(len(classes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return _cyclic_images(members, classes, visit, mixed_seed(seed, epoch))
+    return _cyclic_images(members, classes, _visits(classes, len(members.sizes)), mixed_seed(seed, epoch))
 
 
 def class_aware_draw(members: Members, seed: int, epoch: int, samples_per_class: int = 4) -> Indices:
@@ -104,6 +101,51 @@ def class_aware_draw(members: Members, seed: int, epoch: int, samples_per_class:
     orders = np.stack([_rng(seed, c).permutation(present) for c in range(cycle[0], cycle[-1] + 1)])
     classes = orders[cycle - cycle[0], place]
     return _cyclic_images(members, classes, cycle * samples_per_class + nth, mixed_seed(seed))
+
+
+def p_by_k_draw(members: Members, seed: int, epoch: int, *, classes_per_batch: int, images_per_class: int) -> Indices:
+    """Batches of `classes_per_batch` classes with `images_per_class` images each (P x K; Hermans et al. 2017).
+
+    The batches follow one another, each class's images side by side. Classes come in shuffled cycles, of which those
+    that do not fill a batch are left out, so no class is twice in a batch and all are drawn alike. The images of a
+    visit are the next of the class's shuffled cycle: different ones, or each in turn where the class has fewer.
+
+    Args:
+        members: the images of each class; classes without an image are never drawn.
+        seed, epoch: what the draw depends on, and nothing else.
+        classes_per_batch: P, at most the classes that have an image.
+        images_per_class: K.
+
+    Returns:
+        Indices of as many whole batches as the training images make.
+
+    Raises:
+        InputError: fewer classes than P, fewer images than P x K.
+
+    >>> members = Members.of(np.array([0, 0, 0, 0, 1, 1, 2, 2]), ClassCounts((4, 2, 2)))
+    >>> drawn = p_by_k_draw(members, 0, 1, classes_per_batch=3, images_per_class=2)
+    >>> sorted(drawn[drawn > 3].tolist()), len(drawn)
+    ([4, 5, 6, 7], 6)
+    """
+    per_batch = checks.whole("classes_per_batch", classes_per_batch)
+    k = checks.whole("images_per_class", images_per_class)
+    present = np.flatnonzero(members.sizes)
+    if per_batch > len(present):
+        raise checks.InputError(f"classes_per_batch: expected at most the {len(present)} classes, got {per_batch}")
+    batches = len(members.images) // (per_batch * k)
+    if not batches:
+        raise checks.InputError(
+            f"images_per_class: expected batches of at most the {len(members.images)} images, got {per_batch} x {k}"
+        )
+    batches_per_cycle = len(present) // per_batch
+    cycles = -(-batches // batches_per_cycle)
+    orders = _rng(seed, epoch).random((cycles, len(present))).argsort(axis=1)[:, : batches_per_cycle * per_batch]
+    classes = present[orders.ravel()[: batches * per_batch]]
+    # a visit never straddles two rounds of the class's cycle, unless the class is smaller: then it starts with one
+    sizes = members.sizes[classes]
+    rounds, place = np.divmod(_visits(classes, len(members.sizes)), np.maximum(sizes // k, 1))
+    visit = (rounds * sizes + place * k)[:, None] + np.arange(k)
+    return _cyclic_images(members, np.repeat(classes, k), visit.ravel(), mixed_seed(seed, epoch))
 
 
 def repeat_draw(members: Members, factors: NDArray[np.float64], seed: int, epoch: int) -> Indices:
@@ -136,6 +178,15 @@ def _classes(rng: np.random.Generator, probabilities: Probabilities, size: int) 
         drawn[below] += 1
         below = below[uniform[below] >= edges[drawn[below]]]
     return np.asarray(drawn)
+
+
+def _visits(classes: Indices, num_classes: int) -> Indices:
+    """For each place of a sequence of classes, how often its class came before."""
+    order = np.argsort(classes, kind="stable")
+    sizes = np.bincount(classes, minlength=num_classes)
+    visit = np.empty_like(classes)
+    visit[order] = np.arange(len(classes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return visit
 
 
 def _cyclic_images(members: Members, classes: Indices, visit: Indices, seed: int) -> Indices:

@@ -33,10 +33,9 @@ class Training:
 
     def start_epoch(self, epoch: int) -> None:
         """Tell whoever follows the epochs, in the model or in the loss; counted from 1."""
-        for owner in (self.model, self.loss):
-            for module in owner.modules() if isinstance(owner, nn.Module) else ():
-                if isinstance(module, FollowsEpochs):
-                    module.start_epoch(epoch, self.stage.epochs)
+        for module in self._modules():
+            if isinstance(module, FollowsEpochs):
+                module.start_epoch(epoch, self.stage.epochs)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Of the next step."""
@@ -48,7 +47,7 @@ class Training:
         """Move once; returns the sum of the losses of this process's samples, still on the device."""
         stage = self.stage
         micro = list(zip(images.chunk(stage.accumulate), labels.chunk(stage.accumulate), strict=True))
-        for module in self.model.modules():
+        for module in self._modules():
             if isinstance(module, MovesOncePerStep):
                 module.update_every = len(micro)
         self.optimizer.zero_grad(set_to_none=True)
@@ -68,6 +67,12 @@ class Training:
         if self.average is not None:
             self.average.update_parameters(self.model)
         return loss_sum
+
+    def _modules(self) -> Iterator[nn.Module]:
+        """Of the model and of the loss."""
+        yield from self.model.modules()
+        if isinstance(self.loss, nn.Module):
+            yield from self.loss.modules()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
