@@ -237,16 +237,16 @@ def pair(
 class MixupAndCutMix:
     """A view by mixup and one by cutmix of the same pair (Du et al. 2023): images [N, 2, ...], target [N, 2, C].
 
-    Departures from the authors' code: each view has a lam of its own, ~ Beta(beta, beta), and the label of the second
-    one follows the pixels kept (theirs: one lam for images and labels of both); both views show an image in the same
-    crop (theirs: each crops anew).
+    beta: of the lam ~ Beta(beta, beta); 1 is what the authors' code draws with, for its option of 0.5 arrives nowhere.
+    Departures from it: each view has a lam of its own, and the label of the second one follows the pixels kept (theirs:
+    one lam for images and labels of both); both views show an image in the same crop (theirs: each crops anew).
 
     Raises:
         InputError: beta not above 0.
     """
 
     num_classes: int
-    beta: float = 0.5
+    beta: float = 1.0
 
     def __post_init__(self) -> None:
         checks.number("beta", self.beta, above=0)

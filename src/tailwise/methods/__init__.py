@@ -5,5 +5,15 @@ A loss understands what its view gives. Both are told when an epoch starts: `sta
 """
 
 from tailwise.methods.bbn import BilateralLoss, BilateralView, bilateral_alpha, bilateral_features
+from tailwise.methods.glmc import GlmcLoss, GlmcView, consistency, inverse_frequency_weights
 
-__all__ = ["BilateralLoss", "BilateralView", "bilateral_alpha", "bilateral_features"]
+__all__ = [
+    "BilateralLoss",
+    "BilateralView",
+    "GlmcLoss",
+    "GlmcView",
+    "bilateral_alpha",
+    "bilateral_features",
+    "consistency",
+    "inverse_frequency_weights",
+]
