@@ -204,6 +204,7 @@ def build_stages(
             accumulate=stage.accumulate,
             drop_last=stage.drop_last,
             clip_norm=stage.clip_norm,
+            sharpness=None,
             weight_average=stage.weight_average,
             **({"on_learning_rate": follow} if follows else {}),
         )
