@@ -6,6 +6,7 @@ from tailwise.backbones import BasicBlock, DigitsNet, ResNet32
 
 CASES = {
     "digits": (DigitsNet, (1, 8, 8), 64, (4, 4)),
+    "digits, two-branch": (lambda: DigitsNet(two_branch=True), (1, 8, 8), 128, (4, 4)),
     "plain": (ResNet32, (3, 32, 32), 64, (8, 8)),
     "two-branch": (lambda: ResNet32(two_branch=True), (3, 32, 32), 128, (8, 8)),
 }
@@ -37,14 +38,61 @@ def test_resnet32_is_the_published_network():
     assert extra == sum(p.numel() for p in BasicBlock(64, 64).parameters())
 
 
-def test_two_branches_see_the_same_trunk_and_differ():
+@pytest.mark.parametrize("name", [name for name in CASES if "two-branch" in name])
+def test_two_branches_see_the_same_trunk_and_differ(name):
+    make, size, _, _ = CASES[name]
     torch.manual_seed(0)
-    backbone = ResNet32(two_branch=True).eval()
-    first, second = backbone(torch.rand(2, 3, 32, 32)).chunk(2, dim=1)
+    backbone, images = make().eval(), torch.rand(2, *size)
+    first, second = backbone(images).chunk(2, dim=1)
     assert not torch.allclose(first, second)
-    backbone.branches[1].load_state_dict(backbone.branches[0].state_dict())
-    first, second = backbone(torch.rand(2, 3, 32, 32)).chunk(2, dim=1)
+    with torch.no_grad():
+        for one, other in zip(*(branch.parameters() for branch in backbone.branches), strict=True):
+            other.copy_(one)
+    first, second = backbone(images).chunk(2, dim=1)
     torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_map_is_what_the_branches_make_of_the_trunk(name):
+    make, size, width, _ = CASES[name]
+    torch.manual_seed(0)
+    backbone, images = make().eval(), torch.rand(2, *size)
+    shared = backbone.trunk(images)
+    assert len(backbone.branches) == width // 64
+    for branch, part in zip(backbone.branches, backbone.forward_map(images).split(64, dim=1), strict=True):
+        assert torch.equal(branch(shared), part)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_last_block_is_the_branches(name):
+    backbone = CASES[name][0]()
+    of_branches = {parameter for branch in backbone.branches for parameter in branch.parameters()}
+    named = {parameter for block in backbone.last_block for parameter in backbone.get_submodule(block).parameters()}
+    assert named == of_branches
+
+
+def test_the_digits_network_of_one_branch_is_one_sequence():
+    """To the bit, names and initial values included: what was trained before is still read, and trained alike."""
+
+    def block(channels, out):
+        return [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+
+    torch.manual_seed(0)
+    ours = DigitsNet()
+    torch.manual_seed(0)
+    plain = nn.Sequential(*block(1, 32), nn.MaxPool2d(2), *block(32, 64), *block(64, 64))
+    for module in plain:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    state = {name.removeprefix("layers."): tensor for name, tensor in ours.state_dict().items()}
+    assert state.keys() == plain.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
+    images = torch.rand(5, 1, 8, 8)
+    features, expected = ours(images), plain(images).mean(dim=(2, 3))
+    assert torch.equal(features, expected)
+    features.square().sum().backward()
+    expected.square().sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours.parameters(), plain.parameters(), strict=True))
 
 
 def test_shortcut_is_option_a():

@@ -43,7 +43,7 @@ import numpy as np
 def augment(images, draws):  # by the place in the epoch, whoever holds it
     return (images.float() * (0.5 + draws[:, :1, None, None])).to(torch.uint8)
 
-def train(accumulate=1):
+def train(accumulate=1, sharpness=None):
     torch.manual_seed(ranks.rank())  # DistributedDataParallel gives all the weights of the first
     body = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.GroupNorm(2, 8), nn.ReLU())
     norm = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -53,7 +53,7 @@ def train(accumulate=1):
     stage = Stage(
         name="a", epochs=3, batch_size=32, sampler=EpochSampler(partial(instance_draw, 74, 0), batch_size=32),
         loss=F.cross_entropy, optimizer=partial(torch.optim.SGD, lr=1.0, momentum=0.9, weight_decay=1e-3),
-        learning_rate=cosine(0.1, 3), accumulate=accumulate,
+        learning_rate=cosine(0.1, 3), accumulate=accumulate, sharpness=sharpness,
     )
     ends = []
     def load(stage, epoch):
@@ -66,7 +66,8 @@ def train(accumulate=1):
 
 if __name__ == "__main__":
     with ranks.joined():
-        torch.save((train(), ranks.gathered(ranks.rank()), ranks.count()), f"{sys.argv[1]}-{ranks.rank()}")
+        trained = train(), train(sharpness=0.1)
+        torch.save((*trained, ranks.gathered(ranks.rank()), ranks.count()), f"{sys.argv[1]}-{ranks.rank()}")
     ranks.leave()
 """
 
@@ -99,16 +100,21 @@ def test_micro_batches_are_the_whole_batch(steps, alone):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_are_the_whole_batch(steps, alone, tmp_path, processes):
-    """One process with 32 = two with 16 = four with 8: loss, average and weights, uneven last batches included."""
+    """One process with 32 = two with 16 = four with 8: loss, average and weights, uneven last batches included.
+
+    Also when the gradient is taken elsewhere: all go the same way, by the gradient of the whole batch.
+    """
     command = [*TORCHRUN, "--nproc-per-node", str(processes), "--master-port", free_port(), str(steps[0])]
     done = subprocess.run(
         [*command, str(tmp_path / "out")], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+    sharp_alone = steps[1](sharpness=0.1)
     for rank in range(processes):
-        trained, ranks, count = torch.load(tmp_path / f"out-{rank}", weights_only=True)
+        trained, sharp, ranks, count = torch.load(tmp_path / f"out-{rank}", weights_only=True)
         assert (ranks, count) == (list(range(processes)), processes)
         assert_same_training(alone, trained)
+        assert_same_training(sharp_alone, sharp)
 
 
 # ---- the command

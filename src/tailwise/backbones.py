@@ -3,7 +3,11 @@
 Every backbone has `num_features` (D), `forward_map(images) -> [N, D, H, W]` (what Grad-CAM and attention
 memories look at) and `forward(images) -> [N, D]`, the map's spatial mean. `last_block` names the modules of its last
 block of layers, which may be fine-tuned alone.
+
+The map is what the `branches`, one or two, make of `trunk(images)`, concatenated: one may be fed without the other.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +17,36 @@ from tailwise.shapes import Float
 
 
 class DigitsNet(nn.Module):
-    """A small convolutional network for 8 x 8 grey images: 64 features.
+    """A small convolutional network for 8 x 8 grey images.
+
+    Args:
+        two_branch: the last convolution twice in parallel, outputs concatenated: 128 features. Otherwise 64.
 
     >>> DigitsNet()(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 64])
     """
 
-    num_features = 64
-    last_block = ("layers.7", "layers.8")
-
-    def __init__(self) -> None:
+    def __init__(self, *, two_branch: bool = False) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            *_convolution(1, 32), nn.MaxPool2d(2), *_convolution(32, 64), *_convolution(64, self.num_features)
-        )
+        self.num_features = 128 if two_branch else 64
+        self.last_block = ("layers.7", "layers.8", *(["second"] if two_branch else []))
+        self.layers = nn.Sequential(*_convolution(1, 32), nn.MaxPool2d(2), *_convolution(32, 64), *_convolution(64, 64))
+        self.second = nn.Sequential(*_convolution(64, 64)) if two_branch else None
         self.apply(_kaiming)
 
+    @property
+    def branches(self) -> Sequence[nn.Module]:
+        """What stands on the trunk, in the order of the features."""
+        first = self.layers[7:]
+        return [first] if self.second is None else [first, self.second]
+
+    def trunk(self, images: Float[Tensor, "N 1 8 8"]) -> Float[Tensor, "N 64 4 4"]:
+        shared: Tensor = self.layers[:7](images)
+        return shared
+
     def forward_map(self, images: Float[Tensor, "N 1 8 8"]) -> Float[Tensor, "N D H W"]:
-        features: Tensor = self.layers(images)
-        return features
+        shared = self.trunk(images)
+        return torch.cat([branch(shared) for branch in self.branches], dim=1)
 
     def forward(self, images: Float[Tensor, "N 1 8 8"]) -> Float[Tensor, "N D"]:
         return self.forward_map(images).mean(dim=(2, 3))
@@ -60,9 +75,13 @@ class ResNet32(nn.Module):
         self.branches = nn.ModuleList([BasicBlock(64, 64) for _ in range(self.num_features // 64)])
         self.apply(_kaiming)
 
+    def trunk(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 64 h w"]:
+        shared: Tensor = self.layer3(self.layer2(self.layer1(self.stem(images))))
+        return shared
+
     def forward_map(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D h w"]:
-        trunk = self.layer3(self.layer2(self.layer1(self.stem(images))))
-        return torch.cat([branch(trunk) for branch in self.branches], dim=1)
+        shared = self.trunk(images)
+        return torch.cat([branch(shared) for branch in self.branches], dim=1)
 
     def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
         return self.forward_map(images).mean(dim=(2, 3))

@@ -19,7 +19,8 @@ class EpochBatches:
     split: the images. indices: which, in order, [M] (may repeat). batch_size: images a batch; the last may be
     smaller, or is left out with `drop_last`. normalize: uint8 images -> float. augment: images and draws -> images,
     or None. seed: of the augmentation; the draws of a sample depend on (seed, its place in the epoch) alone.
-    rank, num_ranks: which part of each batch this process takes, the same that `EpochSampler` would give it.
+    places: whose draws each sample takes, [M]; by default those of its own place. rank, num_ranks: which part of each
+    batch this process takes, the same that `EpochSampler` would give it.
 
     Raises:
         InputError: a last batch with fewer images than processes.
@@ -36,6 +37,7 @@ class EpochBatches:
     normalize: Callable[[Tensor], Tensor]
     augment: Augment | None = None
     seed: int = 0
+    places: Tensor | None = None
     drop_last: bool = False
     rank: int = 0
     num_ranks: int = 1
@@ -56,7 +58,9 @@ class EpochBatches:
         device = self.split.images.device
         # all draws of the epoch at once, on the CPU, so that batch size and device change nothing
         generator = torch.Generator().manual_seed(mixed_seed(self.seed))
-        draws = torch.rand(len(self.indices), DRAWS, generator=generator).to(device) if self.augment else None
+        draws = torch.rand(len(self.indices), DRAWS, generator=generator) if self.augment else None
+        if draws is not None:
+            draws = draws[slice(None) if self.places is None else self.places].to(device)
         indices = self.indices.to(device)
         everywhere = torch.split(torch.arange(len(indices), device=device), self.batch_size)[: len(self)]
         for batch in everywhere:

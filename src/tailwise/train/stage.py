@@ -56,6 +56,8 @@ class Stage:
     accumulate: micro-batches per optimiser step; they share `batch_size`.
     drop_last: whether a last, smaller batch is left out.
     clip_norm: the longest a step's gradient, over all parameters, may be; longer ones are shortened to it.
+    sharpness: rho of sharpness-aware minimisation: each step's gradient is taken at this distance from the weights,
+        where the loss is worst to first order, and clipped there; twice the cost. None takes it at the weights.
     weight_average: decay rate, in [0, 1), of an exponential moving average of all weights and buffers, which takes
         their place when an epoch is measured and when the stage ends.
     on_learning_rate: told each step's learning rate before its forward (the momentum of the feature average may
@@ -74,6 +76,7 @@ class Stage:
     accumulate: int = 1
     drop_last: bool = False
     clip_norm: float | None = None
+    sharpness: float | None = None
     weight_average: float | None = None
     on_learning_rate: Callable[[float], None] = _ignore
 
@@ -85,5 +88,7 @@ class Stage:
             raise checks.InputError(f"accumulate: expected at most batch_size {self.batch_size}, got {self.accumulate}")
         if self.clip_norm is not None:
             checks.number("clip_norm", self.clip_norm, above=0)
+        if self.sharpness is not None:
+            checks.number("sharpness", self.sharpness, above=0)
         if self.weight_average is not None:
             checks.number("weight_average", self.weight_average, at_least=0, below=1)

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tailwise import checks, ranks
 from tailwise.train.checkpoint import load_state
 from tailwise.train.compute import Compute, device_of
+from tailwise.train.sharpness import at_worst_nearby, held
 from tailwise.train.stage import FollowsEpochs, MovesOncePerStep, Stage
 
 
@@ -50,15 +51,12 @@ class Training:
         for module in self._modules():
             if isinstance(module, MovesOncePerStep):
                 module.update_every = len(micro)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss_sum = torch.zeros((), device=labels.device)
         # DistributedDataParallel takes the mean over processes; what is wanted is the mean over all samples
         whole = int(ranks.total(torch.tensor(len(labels)))) / ranks.count()
-        for number, (part, target) in enumerate(micro, 1):
-            with self.forward.alone() if number < len(micro) else nullcontext():  # gradients meet in the last part
-                loss = self.loss(self.forward(part), target)
-                self.scaler.scale(loss * (len(target) / whole)).backward()
-            loss_sum += loss.detach() * len(target)
+        loss_sum = self._gradient(micro, whole)
+        if stage.sharpness is not None:
+            with at_worst_nearby(self.model, stage.sharpness), held(self.model, self.loss):
+                self._gradient(micro, whole)
         if stage.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), stage.clip_norm)
@@ -73,6 +71,17 @@ class Training:
         yield from self.model.modules()
         if isinstance(self.loss, nn.Module):
             yield from self.loss.modules()
+
+    def _gradient(self, micro: Sequence[tuple[Tensor, Tensor]], whole: float) -> Tensor:
+        """Of the mean loss over all samples, left with the parameters; returns the sum of this process's losses."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum = torch.zeros((), device=micro[0][1].device)
+        for number, (part, target) in enumerate(micro, 1):
+            with self.forward.alone() if number < len(micro) else nullcontext():  # gradients meet in the last part
+                loss = self.loss(self.forward(part), target)
+                self.scaler.scale(loss * (len(target) / whole)).backward()
+            loss_sum += loss.detach() * len(target)
+        return loss_sum
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

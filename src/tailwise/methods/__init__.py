@@ -1,0 +1,19 @@
+"""Methods that train on more than one image at a time: what stands around backbone and classifier while they do.
+
+A view has the `backbone` and the `classifier` that are used afterwards, and whatever the method needs in training only.
+A loss understands what its view gives. Both are told when an epoch starts: `start_epoch(epoch, epochs)`, from 1.
+"""
+
+from tailwise.methods.bbn import BilateralLoss, BilateralView, bilateral_alpha, bilateral_features
+from tailwise.methods.glmc import GlmcLoss, GlmcView, consistency, inverse_frequency_weights
+
+__all__ = [
+    "BilateralLoss",
+    "BilateralView",
+    "GlmcLoss",
+    "GlmcView",
+    "bilateral_alpha",
+    "bilateral_features",
+    "consistency",
+    "inverse_frequency_weights",
+]
