@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tailwise.adjust import (
         background_exempted,
+        counterfactual_tde,
         fit_crt,
         fit_lws,
         fit_ncm,
@@ -42,6 +43,7 @@ _HOME = {
     "Stage": "tailwise.train",
     "Store": "tailwise.evaluate",
     "background_exempted": "tailwise.adjust",
+    "counterfactual_tde": "tailwise.adjust",
     "fit": "tailwise.train",
     "fit_crt": "tailwise.adjust",
     "fit_lws": "tailwise.adjust",
@@ -65,6 +67,7 @@ __all__ = [
     "Stage",
     "Store",
     "background_exempted",
+    "counterfactual_tde",
     "fit",
     "fit_crt",
     "fit_lws",

@@ -1,6 +1,7 @@
 """What is done to a trained model, with no gradient to its backbone."""
 
 from tailwise.adjust.background import background_exempted
+from tailwise.adjust.counterfactual import counterfactual_tde
 from tailwise.adjust.nearest_mean import class_means, fit_ncm
 from tailwise.adjust.relearn import fit_crt, fit_lws, fold_linear, relearn
 from tailwise.adjust.search import (
@@ -24,6 +25,7 @@ __all__ = [
     "background_exempted",
     "choose",
     "class_means",
+    "counterfactual_tde",
     "fit_crt",
     "fit_lws",
     "fit_ncm",
