@@ -1,0 +1,1 @@
+"""Methods that need more than a loss or a sampler: modules and training steps of their own."""
