@@ -2,6 +2,7 @@
 
 from tailwise.adjust.background import background_exempted
 from tailwise.adjust.counterfactual import counterfactual_tde
+from tailwise.adjust.fslwf import fit_fslwf
 from tailwise.adjust.nearest_mean import class_means, fit_ncm
 from tailwise.adjust.priors import adjust_logits, fold_logit_adjustment, log_prior_components
 from tailwise.adjust.relearn import fit_crt, fit_lws, fold_linear, relearn
@@ -33,6 +34,7 @@ __all__ = [
     "class_means",
     "counterfactual_tde",
     "fit_crt",
+    "fit_fslwf",
     "fit_lws",
     "fit_ncm",
     "fold_linear",
