@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from causal_oracles import assert_close, dot, length, rows, unchecked
 from tailwise import ClassCounts, InputError
-from tailwise.adjust import fit_fslwf
+from tailwise.adjust import fit_fslwf, fslwf
 from tailwise.adjust.fslwf import WeightGenerator, draw_episode
 from tailwise.sampling import Members
 
@@ -78,6 +78,13 @@ def test_without_attention_it_is_the_mean_of_unit_features():
     generate.attention.data.zero_()
     weights = generate(images, torch.tensor([0, 0, 1, 1, 1]), normal(7, 2, D), torch.arange(2))
     assert_close(weights, torch.stack([F.normalize(images[:2]).mean(0), F.normalize(images[2:]).mean(0)]), 1e-12)
+
+
+def test_the_first_keys_are_those_of_the_seed():
+    torch.manual_seed(1)
+    keys = [WeightGenerator(D, 3, seed=seed).keys for seed in (0, 0, 1)]
+    assert torch.equal(keys[0], keys[1])
+    assert not torch.equal(keys[0], keys[2])
 
 
 def test_gradients_are_those_of_the_formula():
@@ -151,15 +158,16 @@ def test_few_shot_classes_are_found_and_base_classes_not_forgotten():
     assert before[4:].mean().item() < 0.5
 
 
-def test_episodes_lower_their_loss():
-    """Base weights that know nothing, trained by episodes alone, tell the classes apart."""
+def test_base_classes_learn_from_episodes_alone():
+    """From weights that know nothing; told apart from one another."""
     x, y, _ = data()
-    many = y < 4
+    weight, many = normal(13, 7, D).float(), y < 4
     before, after = (
-        (fit_fslwf(x, y, normal(13, 7, D).float(), episodes=n, learning_rate=r)(x[many]).argmax(dim=1) == y[many])
-        for n, r in ((1, 1e-12), (160, 0.1))
+        (fit_fslwf(x, y, weight, episodes=n, learning_rate=rate)(x[many])[:, :4].argmax(dim=1) == y[many])
+        for n, rate in ((1, 1e-12), (80, 0.1))
     )
-    assert after.float().mean().item() > max(0.9, before.float().mean().item())
+    assert before.float().mean().item() < 0.5
+    assert after.float().mean().item() > 0.9
 
 
 def test_images_of_few_shot_classes_have_no_part_in_the_training():
@@ -178,6 +186,37 @@ def test_every_setting_has_an_effect_and_the_same_ones_the_same_result():
     assert torch.equal(fit_fslwf(x, y, centers, **settings).weight, first)
     for change in ({"episodes": 6}, {"learning_rate": 0.2}, {"weight_decay": 0.1}, {"seed": 1}, {"few_below": 21}):
         assert not torch.equal(fit_fslwf(x, y, centers, **(settings | change)).weight, first)
+
+
+def test_the_steps_are_those_of_nesterov_down_half_a_cosine(monkeypatch):
+    taken = []
+
+    class Recorder(torch.optim.SGD):
+        def step(self):
+            taken.append({key: self.param_groups[0][key] for key in ("lr", "momentum", "nesterov", "weight_decay")})
+            super().step()
+
+    monkeypatch.setattr(fslwf, "SGD", Recorder)
+    x, y, centers = data()
+    fit_fslwf(x, y, centers, episodes=4, learning_rate=0.3, weight_decay=0.02)
+    assert [step["lr"] for step in taken] == pytest.approx([0.15 * (1 + math.cos(math.pi * n / 4)) for n in range(4)])
+    assert all(step | {"lr": 0} == {"lr": 0, "momentum": 0.9, "nesterov": True, "weight_decay": 0.02} for step in taken)
+
+
+def test_episodes_are_those_of_the_seed_with_as_many_images_as_few_shot_classes_have(monkeypatch):
+    drawn = []
+
+    def recorder(*given, shots):
+        drawn.append((shots, draw_episode(*given, shots=shots).support.tolist()))
+        return draw_episode(*given, shots=shots)
+
+    monkeypatch.setattr(fslwf, "draw_episode", recorder)
+    x, y, centers = data()
+    for seed in (0, 0, 1):
+        fit_fslwf(x, y, centers, episodes=12, seed=seed)
+    assert drawn[:12] == drawn[12:24]
+    assert drawn[:12] != drawn[24:]
+    assert {shots for shots, _ in drawn} == {4, 2, 1}
 
 
 def test_the_settings_unless_told():
