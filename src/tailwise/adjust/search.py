@@ -12,6 +12,7 @@ from tailwise import checks
 
 ALPHAS: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(51))  # 0.0 .. 5.0, as Tang et al.'s Fig. 4
 NORM_POWERS: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(21))  # 0.0 .. 2.0, as Kang et al.'s code
+TEMPERATURES: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(41))  # 0.0 .. 4.0
 # A block of logits stays in the cache while every value is tried on it, and is too small for torch to split over
 # threads, which would wait for one another at each of thousands of small steps.
 BLOCK = 32_000
@@ -80,6 +81,30 @@ def predictions_by_norm_power(
     return _predictions("powers", powers, z, logits)
 
 
+def predictions_by_temperature(
+    components: tuple[Tensor, Tensor], temperatures: Sequence[float] = TEMPERATURES
+) -> NDArray[np.int64]:
+    """argmax(z + temperature * r) of every temperature, [values, N].
+
+    Args:
+        components: (z, r) of `log_prior_components`, [N, C] and [C].
+        temperatures: the grid.
+
+    Raises:
+        InputError: an empty grid, a temperature that is not finite.
+
+    >>> predictions_by_temperature((torch.tensor([[2.0, 1.0]]), torch.tensor([-2.0, 0.0])), (0.0, 1.0))
+    array([[0],
+           [1]])
+    """
+    z, ratio = components
+
+    def logits(rows: slice, temperature: float, out: Tensor) -> Tensor:
+        return torch.add(z[rows], ratio, alpha=temperature, out=out)
+
+    return _predictions("temperatures", temperatures, z, logits)
+
+
 def sweep_alpha(components: tuple[Tensor, Tensor], score: Score, alphas: Sequence[float] = ALPHAS) -> Sweep:
     """Score the predictions of every alpha and choose the best.
 
@@ -108,6 +133,18 @@ def sweep_norm_power(components: tuple[Tensor, Tensor], score: Score, powers: Se
     1.0
     """
     return choose(powers, predictions_by_norm_power(components, powers), score)
+
+
+def sweep_temperature(
+    components: tuple[Tensor, Tensor], score: Score, temperatures: Sequence[float] = TEMPERATURES
+) -> Sweep:
+    """As `sweep_alpha`, for the temperatures of logit adjustment and the components of `log_prior_components`.
+
+    >>> z, ratio = torch.tensor([[2.0, 1.0]]), torch.tensor([-2.0, 0.0])
+    >>> sweep_temperature((z, ratio), lambda predicted: float(predicted[0] == 1), temperatures=(0.0, 1.0)).chosen
+    1.0
+    """
+    return choose(temperatures, predictions_by_temperature(components, temperatures), score)
 
 
 def choose(values: Sequence[float], predictions: NDArray[np.int64], score: Score) -> Sweep:

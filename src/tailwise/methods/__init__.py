@@ -1,4 +1,4 @@
-"""Methods that train on more than one image at a time: what stands around backbone and classifier while they do.
+"""Methods with modules or a training step of their own.
 
 A view has the `backbone` and the `classifier` that are used afterwards, and whatever the method needs in training only.
 A loss understands what its view gives. Both are told when an epoch starts: `start_epoch(epoch, epochs)`, from 1.
