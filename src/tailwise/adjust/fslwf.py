@@ -147,7 +147,8 @@ def fit_fslwf(
             support, owner, rest, queries, target = (torch.from_numpy(part).to(device) for part in episode)
             both = torch.cat([base_weight[rest], generate(x[support], owner, base_weight[rest], rest)])
             optimizer.zero_grad()
-            F.cross_entropy(scale * unit(x[queries]) @ unit(both).T, target).backward()
+            loss = F.cross_entropy(scale * unit(x[queries]) @ unit(both).T, target)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
 
     with torch.no_grad():
