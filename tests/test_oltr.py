@@ -278,11 +278,11 @@ def test_gradients_of_the_centroid_loss():
 def test_the_loss_is_cross_entropy_and_its_share_of_the_centroid_loss():
     classifier, x, y = classifier_of(), normal(22, 5, D), torch.tensor([0, 1, 1, 3, 2])
     plain = F.cross_entropy(classifier(x), y)
-    loss = OltrLoss(classifier.centroids, weight=0.2, margin=40.0, repulsion=0.5)
+    loss = OltrLoss(weight=0.2, margin=40.0, repulsion=0.5)
     expected = plain + 0.2 * centroid_loss(x, y, classifier.centroids, margin=40.0, repulsion=0.5)
     assert torch.equal(loss((classifier(x), x), y), expected)
     told = plain + 0.01 * centroid_loss(x, y, classifier.centroids, margin=10.0, repulsion=0.01)
-    assert torch.equal(OltrLoss(classifier.centroids)((classifier(x), x), y), told)
+    assert torch.equal(OltrLoss()((classifier(x), x, classifier.centroids), y), told)
 
 
 # -------------------------------------------------------------------------------------------------------- training
@@ -308,7 +308,7 @@ def test_stage_two_moves_everything_and_brings_features_to_their_centroids():
     with torch.no_grad():
         centroids = class_means(base.eval()(images), y, C)
     backbone, classifier = ModulatedBackbone(base, (4, 4)), MetaEmbeddingClassifier(64, C, centroids)
-    view, loss = OltrView(backbone, classifier), OltrLoss(classifier.centroids)
+    view, loss = OltrView(backbone, classifier), OltrLoss()
     before = copy.deepcopy(dict(view.named_parameters()))
     optimizer = torch.optim.SGD(view.parameters(), lr=0.05, momentum=0.9)
     losses = []
@@ -351,14 +351,14 @@ def test_stage_two_moves_everything_and_brings_features_to_their_centroids():
             "backbone: expected one with forward_map, got Identity",
         ),
         (
-            lambda: OltrLoss(torch.nn.Parameter(torch.rand(C, D)), weight=-1.0),
+            lambda: OltrLoss(weight=-1.0),
             "weight: expected a finite number at least 0",
         ),
         (
-            lambda: OltrLoss(torch.nn.Parameter(torch.rand(C, D)), margin=-1.0),
+            lambda: OltrLoss(margin=-1.0),
             "margin: expected a finite number at least 0",
         ),
-        (lambda: OltrLoss(torch.nn.Parameter(torch.rand(C, D)), repulsion=-1.0), "repulsion: expected a finite number"),
+        (lambda: OltrLoss(repulsion=-1.0), "repulsion: expected a finite number"),
         (
             lambda: centroid_loss(torch.rand(2, D), torch.tensor([0, 1]), torch.rand(C, D), margin=math.nan),
             "margin: expected a finite number at least 0",

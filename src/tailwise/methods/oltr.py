@@ -188,7 +188,7 @@ class ModulatedBackbone(nn.Module):
 
 
 class OltrView(nn.Module):
-    """images -> (logits, features): a recognizer as `OltrLoss` needs to see it.
+    """images -> (logits, features, centroids): a recognizer as `OltrLoss` needs to see it.
 
     The halves have the names they have in `Recognizer`, so that both have one `state_dict`.
     """
@@ -198,9 +198,9 @@ class OltrView(nn.Module):
         self.backbone = backbone
         self.classifier = classifier
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self.backbone(images)
-        return self.classifier(features), features
+        return self.classifier(features), features, self.classifier.centroids
 
 
 def centroid_loss(
@@ -246,10 +246,9 @@ def centroid_loss(
 
 
 class OltrLoss(nn.Module):
-    """Cross-entropy + weight * `centroid_loss`, of an `OltrView`'s (logits, features).
+    """Cross-entropy + weight * `centroid_loss`, of an `OltrView`'s (logits, features, centroids).
 
     Args:
-        centroids: the classifier's own parameter, not a copy: it learns from this loss alone.
         weight: of the centroid loss; 0.01 is the authors'.
         margin, repulsion: as in `centroid_loss`.
 
@@ -258,23 +257,22 @@ class OltrLoss(nn.Module):
 
     >>> classifier = MetaEmbeddingClassifier(8, 3, torch.rand(3, 8))
     >>> x, y = torch.rand(4, 8), torch.tensor([0, 1, 2, 0])
-    >>> loss, plain = OltrLoss(classifier.centroids, weight=0.0), torch.nn.functional.cross_entropy
-    >>> loss((classifier(x), x), y).equal(plain(classifier(x), y))
+    >>> loss, plain = OltrLoss(weight=0.0), torch.nn.functional.cross_entropy
+    >>> loss((classifier(x), x, classifier.centroids), y).equal(plain(classifier(x), y))
     True
     """
 
-    def __init__(
-        self, centroids: nn.Parameter, *, weight: float = 0.01, margin: float = 10.0, repulsion: float = 0.01
-    ) -> None:
+    def __init__(self, *, weight: float = 0.01, margin: float = 10.0, repulsion: float = 0.01) -> None:
         super().__init__()
-        self.centroids = centroids
         self.weight = checks.number("weight", weight, at_least=0)
         self.margin = checks.number("margin", margin, at_least=0)
         self.repulsion = checks.number("repulsion", repulsion, at_least=0)
 
     def forward(
-        self, output: tuple[Float[Tensor, "N C"], Float[Tensor, "N D"]], target: Int[Tensor, " N"]
+        self,
+        output: tuple[Float[Tensor, "N C"], Float[Tensor, "N D"], Float[Tensor, "C D"]],
+        target: Int[Tensor, " N"],
     ) -> Float[Tensor, ""]:
-        logits, features = output
-        pull = centroid_loss(features, target, self.centroids, margin=self.margin, repulsion=self.repulsion)
+        logits, features, centroids = output
+        pull = centroid_loss(features, target, centroids, margin=self.margin, repulsion=self.repulsion)
         return F.cross_entropy(logits, target) + self.weight * pull

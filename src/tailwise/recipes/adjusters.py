@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from tailwise import checks
 from tailwise.adjust import (
+    fit_fslwf,
     fit_ncm,
+    fold_logit_adjustment,
     fold_tau_norm,
     fold_tde,
     head_cosine,
@@ -22,7 +24,7 @@ from tailwise.adjust import (
     tde_components,
 )
 from tailwise.adjust.search import ALPHAS, NORM_POWERS, Sweep
-from tailwise.classifiers import FoldedClassifier, NormalizedClassifier
+from tailwise.classifiers import CosineClassifier, FoldedClassifier, NormalizedClassifier
 from tailwise.counts import GROUPS, ClassCounts
 from tailwise.evaluate import Store, metric
 from tailwise.recipes.methods import METHODS
@@ -105,7 +107,14 @@ def adjusted(method: str, classifier: nn.Module, stores: Stores, choice: Choice)
         return _tde(classifier, stores, choice)
     if kind == "tau-norm":
         return _tau_norm(classifier, stores, choice)
+    if kind == "logit-adjustment":
+        folded = fold_logit_adjustment(classifier, choice.counts, allow_unseen=choice.allow_unseen)  # type: ignore[arg-type]  # checked there
+        return Adjusted(folded)
     train = stores.train()
+    if kind == "fslwf":
+        assert isinstance(classifier, CosineClassifier)
+        weight = classifier.weight.detach()
+        return Adjusted(fit_fslwf(features_of(train), labels_of(train), weight, allow_unseen=choice.allow_unseen))
     distance = "centered" if method == "ncm-centered" else choice.distance
     return Adjusted(
         fit_ncm(

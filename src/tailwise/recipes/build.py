@@ -1,5 +1,6 @@
-"""From settings to objects: the only place where a name becomes data, a module, a sampler or a loss."""
+"""From settings to data, models and classifiers. Here and in `build_stages` alone a name becomes an object."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,20 +20,24 @@ from tailwise.classifiers import (
     ScaledClassifier,
 )
 from tailwise.data import EpochBatches, LongTailedData, Split, cifar_lt, digits_lt, under_protocol
+from tailwise.methods.oltr import MetaEmbeddingClassifier
 from tailwise.recipes.schema import (
     CausalSettings,
     DataSettings,
     LinearSettings,
+    MetaEmbeddingSettings,
     MlpSettings,
     Recipe,
     ScaledSettings,
     SecondClassifierSettings,
+    TrainedSettings,
 )
 from tailwise.recognizer import Recognizer
 from tailwise.train import Compute
 
 BACKBONES: dict[str, Callable[[], DigitsNet | ResNet32]] = {
     "digits-net": DigitsNet,
+    "digits-net-two-branch": partial(DigitsNet, two_branch=True),
     "resnet32": ResNet32,
     "resnet32-two-branch": partial(ResNet32, two_branch=True),
 }
@@ -135,10 +140,16 @@ def build_second_classifier(
             f"first stage: expected a classifier of {num_classes} classes and {in_features} features, "
             f"got one of {' classes and '.join(map(str, found))} features"
         )
-    if isinstance(settings, ScaledSettings):
+    if isinstance(settings, ScaledSettings | TrainedSettings):
         if not isinstance(first, LinearClassifier):
             raise checks.InputError(f"first stage: expected a linear classifier, got {type(first).__name__}")
-        return ScaledClassifier(first.weight, first.bias)
+        scaled = isinstance(settings, ScaledSettings)
+        return ScaledClassifier(first.weight, first.bias) if scaled else copy.deepcopy(first)
+    if isinstance(settings, MetaEmbeddingSettings):
+        memory = MetaEmbeddingClassifier(in_features, num_classes, tau=settings.tau)
+        if isinstance(first, LinearClassifier) and first.bias is not None:
+            memory.hallucinator.load_state_dict(first.state_dict())  # as the authors start it
+        return memory
     if isinstance(settings, LinearSettings):
         return LinearClassifier(in_features, num_classes, bias=settings.bias)
     if isinstance(settings, MlpSettings):

@@ -1,38 +1,60 @@
 """From settings to a training phase: its sampler, loss, optimiser, schedule, and the batches it is fed."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from tailwise import ranks
+from tailwise.backbones import DigitsNet, ResNet32
 from tailwise.classifiers import FeatureAverage
 from tailwise.counts import ClassCounts
 from tailwise.data import EpochBatches, LongTailedData, random_crop
 from tailwise.data.augment import Augment
+from tailwise.data.mix import CutMix, MixedBatches, Mixup, MixupAndCutMix, Remix, Rule, pair, permuted
 from tailwise.losses import (
     LDAM,
     BalancedSoftmax,
     ClassBalanced,
+    ClassBalancedSigmoid,
     CrossEntropy,
+    CrossEntropyAndMetric,
     DeferredReweighting,
+    Equalization,
     Focal,
+    LiftedStructured,
     LogitAdjustedCrossEntropy,
+    RangeLoss,
+    Seesaw,
+    VSLoss,
 )
 from tailwise.losses.plain import Reduction
+from tailwise.methods import BilateralLoss, BilateralView, GlmcLoss, GlmcView
+from tailwise.methods.oltr import MetaEmbeddingClassifier, OltrLoss, OltrView
 from tailwise.recipes.schema import Recipe
 from tailwise.recipes.stages import (
+    BilateralSettings,
+    ClassBalancedSettings,
     ConstantSettings,
     CosineScheduleSettings,
     CrossEntropySettings,
+    CutMixSettings,
     FocalSettings,
+    GlmcSettings,
     LossSettings,
+    MemorySettings,
+    MetricSettings,
+    MixupSettings,
+    RemixSettings,
+    SeesawSettings,
     StageSettings,
 )
-from tailwise.recognizer import Recognizer
+from tailwise.recognizer import LogitsAndFeatures, Recognizer
 from tailwise.sampling import (
     EpochSampler,
     Members,
@@ -41,13 +63,14 @@ from tailwise.sampling import (
     class_probabilities,
     cyclic_draw,
     instance_draw,
+    p_by_k_draw,
     progressive_probabilities,
     repeat_draw,
     repeat_factors,
     reverse_probabilities,
 )
 from tailwise.seeds import mixed_seed
-from tailwise.train import Schedule, Stage, constant, cosine, multistep
+from tailwise.train import Batches, Schedule, Stage, constant, cosine, keep_max_norm, multistep
 
 AUGMENTS: dict[str, Augment | None] = {
     "none": None,
@@ -75,13 +98,14 @@ def build_stages(
             batch_size=stage.batch_size,
             sampler=build_sampler(stage, data, mixed_seed(seed, number)),
             loss=build_loss(stage, data.counts),
-            optimizer=partial(_sgd, stage),
+            optimizer=partial(_sgd, stage, model.classifier),
             learning_rate=build_schedule(stage),
             trainable=trainable_modules(stage, model),
             legacy_bn_drift=stage.legacy_bn_drift,
             accumulate=stage.accumulate,
             drop_last=stage.drop_last,
             clip_norm=stage.clip_norm,
+            sharpness=stage.sharpness,
             weight_average=stage.weight_average,
             **({"on_learning_rate": follow} if follows else {}),
         )
@@ -89,8 +113,45 @@ def build_stages(
     ]
 
 
+def build_view(stage: StageSettings, model: Recognizer) -> nn.Module:
+    """What the stage trains: the model as its loss needs to see it, made of the same backbone and classifier.
+
+    Raises:
+        InputError: a backbone that the method cannot train.
+    """
+    step, backbone, classifier = stage.step, model.backbone, model.classifier
+    if isinstance(step, BilateralSettings):
+        assert isinstance(backbone, DigitsNet | ResNet32)
+        return BilateralView(backbone, classifier)
+    if isinstance(step, GlmcSettings):
+        width = backbone.num_features
+        assert isinstance(width, int)
+        conventional = copy.deepcopy(classifier)
+        return GlmcView(backbone, classifier, conventional, num_features=width, hidden_features=step.hidden_features)
+    if isinstance(step, MetricSettings):
+        return LogitsAndFeatures(backbone, classifier)
+    if isinstance(step, MemorySettings):
+        assert isinstance(classifier, MetaEmbeddingClassifier)
+        return OltrView(backbone, classifier)
+    return model
+
+
 def build_loss(stage: StageSettings, counts: ClassCounts) -> nn.Module:
-    """The stage's loss, for the images per class that it trains on."""
+    """The stage's loss of what its view gives, for the images per class that it trains on."""
+    loss, step = _loss_of_logits(stage, counts), stage.step
+    if isinstance(step, BilateralSettings):
+        return BilateralLoss(loss)
+    if isinstance(step, GlmcSettings):
+        return GlmcLoss(counts, power=step.power, gamma=step.gamma)
+    if isinstance(step, MetricSettings):
+        metric = {"range": RangeLoss, "lifted-structured": LiftedStructured}[step.loss]
+        return CrossEntropyAndMetric(metric(), step.weight, loss)
+    if isinstance(step, MemorySettings):
+        return OltrLoss(weight=step.weight, margin=step.margin, repulsion=step.repulsion)
+    return loss
+
+
+def _loss_of_logits(stage: StageSettings, counts: ClassCounts) -> nn.Module:
     if stage.reweight_after is None:
         return _loss_of(stage.loss, counts, "mean")
     per_sample = _loss_of(stage.loss, counts, "none")
@@ -98,13 +159,19 @@ def build_loss(stage: StageSettings, counts: ClassCounts) -> nn.Module:
 
 
 def _loss_of(settings: LossSettings, counts: ClassCounts, reduction: Reduction) -> nn.Module:
-    own = {key: value for key, value in settings.model_dump().items() if key != "kind"}
+    own = {key: value for key, value in settings.model_dump().items() if key not in ("kind", "form")}
     if isinstance(settings, CrossEntropySettings):
         return CrossEntropy(reduction=reduction)
     if isinstance(settings, FocalSettings):
         return Focal(**own, reduction=reduction)
+    if isinstance(settings, SeesawSettings):
+        return Seesaw(counts.num_classes, **own, reduction=reduction)
+    if isinstance(settings, ClassBalancedSettings) and settings.form == "sigmoid":
+        return ClassBalancedSigmoid(counts, **own, reduction=reduction)
     kinds: dict[str, Callable[..., nn.Module]] = {
         "class-balanced": ClassBalanced,
+        "vector-scaling": VSLoss,
+        "equalization": Equalization,
         "ldam": LDAM,
         "balanced-softmax": BalancedSoftmax,
         "logit-adjusted": LogitAdjustedCrossEntropy,
@@ -148,6 +215,13 @@ def build_sampler(stage: StageSettings, data: LongTailedData, seed: int) -> Epoc
         "repeat-factor": lambda epoch: repeat_draw(
             members, repeat_factors(counts, stage.repeat_threshold), seed, epoch
         ),
+        "p-by-k": lambda epoch: p_by_k_draw(
+            members,
+            seed,
+            epoch,
+            classes_per_batch=max(1, stage.batch_size // stage.images_per_class),
+            images_per_class=stage.images_per_class,
+        ),
     }
     return EpochSampler(draws[stage.sampler], batch_size=stage.batch_size)
 
@@ -182,32 +256,65 @@ def build_schedule(stage: StageSettings) -> Schedule:
     )
 
 
-def build_load(
-    stages: Sequence[StageSettings], data: LongTailedData, seed: int
-) -> Callable[[Stage, int], EpochBatches]:
+def build_load(stages: Sequence[StageSettings], data: LongTailedData, seed: int) -> Callable[[Stage, int], Batches]:
     """(stage, epoch) -> the batches of that epoch of training."""
     names = [stage.name for stage in stages]
 
-    def load(stage: Stage, epoch: int) -> EpochBatches:
+    def load(stage: Stage, epoch: int) -> Batches:
         number = names.index(stage.name)
-        return EpochBatches(
+        settings, own_seed = stages[number], mixed_seed(seed, number, epoch)
+        batches = EpochBatches(
             data.train,
             stage.sampler.indices(epoch),
             stage.batch_size,
             data.normalize,
-            augment=AUGMENTS[stages[number].augment],
-            seed=mixed_seed(seed, number, epoch),
+            augment=AUGMENTS[settings.augment],
+            seed=own_seed,
             drop_last=stage.drop_last,
             rank=ranks.rank(),
             num_ranks=ranks.count(),
         )
+        rule = build_rule(settings, data.counts)
+        if rule is None:
+            return batches
+        second = build_second_sampler(settings, data, mixed_seed(seed, number, 2))
+        if second is None:
+            return MixedBatches(batches, permuted(batches), rule, seed=own_seed)
+        others = replace(batches, indices=second.indices(epoch), seed=mixed_seed(own_seed, 2))
+        return MixedBatches(batches, others, rule, seed=own_seed)
 
     return load
 
 
-def _sgd(stage: StageSettings, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def build_rule(stage: StageSettings, counts: ClassCounts) -> Rule | None:
+    """How a batch is joined with a second one; None where it stands alone."""
+    step = stage.step
+    if isinstance(step, MixupSettings):
+        return Mixup(counts.num_classes, step.beta)
+    if isinstance(step, CutMixSettings):
+        return CutMix(counts.num_classes, step.beta)
+    if isinstance(step, RemixSettings):
+        return Remix(counts, step.beta, step.kappa, step.tau)
+    if isinstance(step, BilateralSettings):
+        return pair
+    return MixupAndCutMix(counts.num_classes) if isinstance(step, GlmcSettings) else None
+
+
+def build_second_sampler(stage: StageSettings, data: LongTailedData, seed: int) -> EpochSampler | None:
+    """What draws the second batch; None where that is the first one in another order."""
+    if isinstance(stage.step, BilateralSettings):
+        probabilities = reverse_probabilities(data.counts)
+    elif isinstance(stage.step, GlmcSettings):
+        probabilities = class_probabilities(data.counts, stage.step.q)
+    else:
+        return None
+    members = Members.of(data.train.labels.cpu().numpy(), data.counts)
+    return EpochSampler(lambda epoch: class_draw(members, probabilities, seed, epoch), batch_size=stage.batch_size)
+
+
+def _sgd(stage: StageSettings, classifier: nn.Module, parameters: Iterable[nn.Parameter]) -> Optimizer:
     tensors = list(parameters)
-    return SGD(
+    optimizer = SGD(
         tensors,
         lr=stage.learning_rate,
         momentum=stage.momentum,
@@ -215,3 +322,6 @@ def _sgd(stage: StageSettings, parameters: Iterable[nn.Parameter]) -> Optimizer:
         nesterov=stage.nesterov,
         fused=all(tensor.is_cuda for tensor in tensors),  # with a loss scaler, the other kinds wait for the device
     )
+    if stage.max_norm is not None and isinstance(classifier.weight, Tensor):
+        keep_max_norm(optimizer, [classifier.weight], stage.max_norm)
+    return optimizer

@@ -1,6 +1,6 @@
 """Every recipe by name, and the suites that a bare data name stands for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from tailwise import checks
@@ -15,6 +15,7 @@ from tailwise.recipes.schema import (
     CosineSettings,
     DataSettings,
     LinearSettings,
+    MetaEmbeddingSettings,
     MlpSettings,
     Published,
     Recipe,
@@ -22,16 +23,27 @@ from tailwise.recipes.schema import (
     SecondClassifierSettings,
     SecondStageSettings,
     TdeSettings,
+    TrainedSettings,
 )
 from tailwise.recipes.stages import (
     BalancedSoftmaxSettings,
+    BilateralSettings,
     ClassBalancedSettings,
     CosineScheduleSettings,
+    CutMixSettings,
+    EqualizationSettings,
     FocalSettings,
+    GlmcSettings,
     LdamSettings,
     LogitAdjustedSettings,
+    MemorySettings,
+    MetricSettings,
+    MixupSettings,
     MultistepSettings,
+    RemixSettings,
+    SeesawSettings,
     StageSettings,
+    VectorScalingSettings,
 )
 
 CLASSIFIERS: dict[str, ClassifierSettings] = {
@@ -131,12 +143,28 @@ SECOND_CLASSIFIERS: dict[str, SecondClassifierSettings] = {
     "scaled": ScaledSettings(),
     "mlp": MlpSettings(),
     "cosine": CosineSettings(),
+    "trained": TrainedSettings(),
+    "meta-embedding": MetaEmbeddingSettings(),
 }
 TRAINABLE: dict[str, Literal["all", "last-block"]] = {
     "fine-tune": "all",
     "fine-tune-slow": "all",
     "fine-tune-last-block": "last-block",
+    "oltr": "all",
 }
+# What else a second stage changes: OLTR trains at a tenth of the learning rate, as its authors do the backbone; weight
+# balancing goes on from the trained classifier, with the class-balanced loss on instance-balanced samples. Its decay
+# and radius are tuned on val in the paper; these are ours.
+SECOND_CHANGES: dict[str, dict[str, Any]] = {
+    "oltr": {"step": MemorySettings()},
+    "weight-balancing": {
+        "loss": ClassBalancedSettings(),
+        "sampler": "instance",
+        "weight_decay": 5e-3,
+        "max_norm": 1.0,
+    },
+}
+SLOW = ("fine-tune-slow", "oltr")
 SECOND_STAGES = tuple(name for name, method in METHODS.items() if method.adjust == "second-stage")
 
 
@@ -152,12 +180,12 @@ def second_stage(data: str, method: str) -> SecondStageSettings:
         name=method,
         epochs=5 if method.startswith("lws") else 10,
         batch_size=first.batch_size,
-        learning_rate=first.learning_rate * (0.1 if method == "fine-tune-slow" else 1.0),
+        learning_rate=first.learning_rate * (0.1 if method in SLOW else 1.0),
         weight_decay=first.weight_decay,
         schedule=CosineScheduleSettings(),
         **STORED | ({} if stored else {"augment": first.augment, "trainable": TRAINABLE.get(method, "classifier")}),
         drop_last=first.drop_last and not stored,
-    )
+    ).model_copy(update=SECOND_CHANGES.get(method, {}))
     classifier = SECOND_CLASSIFIERS[METHODS[method].trains or ""]
     return SecondStageSettings(classifier=classifier, stage=stage, on="features" if stored else "images")
 
@@ -168,18 +196,48 @@ RIVALS: dict[str, dict[str, Any]] = {
     "focal": {"loss": FocalSettings()},
     "class-balanced": {"loss": ClassBalancedSettings()},
     "class-balanced-focal": {"loss": ClassBalancedSettings(gamma=0.5)},
+    "class-balanced-sigmoid": {"loss": ClassBalancedSettings(gamma=0.5, form="sigmoid")},
     "ldam": {"classifier": CosineSettings(tau=1.0), "loss": LdamSettings()},
     "ldam-drw": {"classifier": CosineSettings(tau=1.0), "loss": LdamSettings(), "reweight_after": 0.8},
+    "equalization": {"loss": EqualizationSettings()},
+    "seesaw": {"loss": SeesawSettings()},
     "balanced-softmax": {"loss": BalancedSoftmaxSettings()},
     "logit-adjusted": {"loss": LogitAdjustedSettings()},
+    "vector-scaling": {"loss": VectorScalingSettings()},
+    "range": {"step": MetricSettings(loss="range"), "sampler": "p-by-k"},
+    "lifted-structured": {"step": MetricSettings(loss="lifted-structured"), "sampler": "p-by-k"},
+    "mixup": {"step": MixupSettings()},
+    "cutmix": {"step": CutMixSettings()},
+    "remix": {"step": RemixSettings()},
+    "bbn": {"step": BilateralSettings()},
+    "glmc": {"step": GlmcSettings()},
+    "weight-decay": {"weight_decay": 5e-3},
+    "sharpness-aware": {"sharpness": 0.05},
 }
+TWO_BRANCH = {"digits-net": "digits-net-two-branch", "resnet32": "resnet32-two-branch"}
 
 
-def _rival(data: str, method: str, title: str, setting: dict[str, Any], **settings: Any) -> Recipe:
+def _rival(
+    data: str, method: str, title: str, setting: Mapping[str, Any], backbone: BackboneSettings, adjusters: Sequence[str]
+) -> Recipe:
     changes = dict(RIVALS[method])
     classifier = changes.pop("classifier", CLASSIFIERS["joint"])
-    stage = DATA[data]["stages"][0].model_copy(update=setting | changes)
-    return _recipe(data, title, method, (), classifier=classifier, stages=(stage,), **settings)
+    stage = DATA[data]["stages"][0].model_copy(update={**setting, **changes})
+    if method == "bbn":
+        backbone = BackboneSettings.model_validate({"name": TWO_BRANCH.get(backbone.name, backbone.name)})
+    return _recipe(data, title, method, adjusters, classifier=classifier, stages=(stage,), backbone=backbone)
+
+
+def _rivals_of(data: str) -> list[Recipe]:
+    """Each in the setting of the data's own recipes, and those on CIFAR in their published one."""
+    own: BackboneSettings = DATA[data]["backbone"]
+    after = {"weight-decay": ("weight-balancing",)}
+    rivals = [_rival(data, name, name, {}, own, ()) for name in RIVALS]
+    rivals += [_rival(data, name, row, {}, own, rows) for name, rows in after.items() for row in rows]
+    if data != "digits-lt":
+        plain = BackboneSettings(name="resnet32")
+        rivals += [_rival(data, name, f"{name}-published", BBN_SETTING, plain, ()) for name in RIVALS]
+    return rivals
 
 
 def _recipe(data: str, title: str, own: str, adjusters: Sequence[str], **settings: object) -> Recipe:
@@ -196,14 +254,23 @@ def _recipe(data: str, title: str, own: str, adjusters: Sequence[str], **setting
 
 DECOUPLING = ("ncm", "tau-norm", "crt", "lws")  # beside joint, the rows of Kang et al.'s Fig. 1
 SAMPLERS = ("square-root", "class-balanced", "progressive")  # beside instance-balanced, its columns
-STARTS = {"cosine-tde": "cosine", "capsule-tde": "capsule", "tde": "de-confound"}
+STARTS = {
+    "cosine-tde": "cosine",
+    "capsule-tde": "capsule",
+    "tde": "de-confound",
+    "fslwf": "cosine",
+    "weight-balancing": "weight-decay",
+}
+RIVAL_ADJUSTERS = ("logit-adjustment", "fslwf", "oltr", "decouple-oltr", "weight-balancing")
 
 
 def _recipes_of(data: str) -> list[Recipe]:
     joint: StageSettings = DATA[data]["stages"][0]
     own = [_recipe(data, name, name, ()) for name in CLASSIFIERS]
     adjusting = [
-        _recipe(data, name, STARTS.get(name, "joint"), (name,)) for name, method in METHODS.items() if method.adjust
+        _recipe(data, name, STARTS.get(name, "joint"), (name,))
+        for name, method in METHODS.items()
+        if method.adjust and name != "weight-balancing"
     ]
     by_sampler = [
         _recipe(
@@ -211,18 +278,15 @@ def _recipes_of(data: str) -> list[Recipe]:
         )
         for sampler in SAMPLERS
     ]
-    rivals = [_rival(data, name, name, {}) for name in RIVALS]
-    if data != "digits-lt":
-        plain = {"backbone": BackboneSettings(name="resnet32")}
-        rivals += [_rival(data, name, f"{name}-published", BBN_SETTING, **plain) for name in RIVALS]
     return [
         *own,
         *adjusting,
         _recipe(data, "decoupling", "joint", DECOUPLING),
         *by_sampler,
         _recipe(data, "fine-tuning", "joint", ("fine-tune", "fine-tune-slow", "fine-tune-last-block", "crt")),
-        _recipe(data, "decoupling-all", "joint", adjusters_of("linear")),
-        *rivals,
+        _recipe(data, "decoupling-all", "joint", [row for row in adjusters_of("linear") if row not in RIVAL_ADJUSTERS]),
+        _recipe(data, "memory", "joint", ("logit-adjustment", "decouple-oltr", "oltr")),
+        *_rivals_of(data),
     ]
 
 
@@ -233,7 +297,7 @@ SUITE_MEMBERS: dict[str, tuple[str, ...]] = {
     "": ("linear", "decoupling", "cosine-tde", "capsule-tde", "tde"),
     "/kang-figure-1": ("decoupling", *(f"decoupling-{sampler}" for sampler in SAMPLERS)),
     "/all": ("linear", "decoupling-all", "cosine-tde", "capsule-tde", "tde"),
-    "/rivals": ("joint", *RIVALS, "tde"),
+    "/rivals": ("memory", *(name for name in RIVALS if name != "weight-decay"), "weight-balancing", "fslwf", "tde"),
 }
 SUITES: dict[str, tuple[str, ...]] = {
     f"{data}{suite}": tuple(f"{data}/{member}" for member in members)

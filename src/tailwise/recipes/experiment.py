@@ -25,7 +25,7 @@ from tailwise.recipes.build import (
     find_device,
     subset_seed_of,
 )
-from tailwise.recipes.build_stages import build_load, build_stages
+from tailwise.recipes.build_stages import build_load, build_stages, build_view
 from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.methods import METHODS, tde_of
 from tailwise.recipes.resume import Log, Place, fit_kept
@@ -72,6 +72,7 @@ def train(
             model = build_model(recipe, data.counts.num_classes)
             _try_one_image(recipe, model, data)
             build_stages(recipe.stages, recipe, model, data, seeds[0])
+            build_view(recipe.stages[0], model)
             for method in recipe.methods[1:]:
                 if method in recipe.second:
                     try_second_stage(recipe, method, model, data)
@@ -187,7 +188,8 @@ def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) 
             keep = BestOnVal(model, data, recipe, _score(recipe, data))
             stages = build_stages(recipe.stages, recipe, model, data, seed)
             load, compute = build_load(recipe.stages, data, seed), build_compute(recipe, how.device)
-            epoch = fit_kept(model, stages, load, keep, place("first"), on_epoch, compute)
+            view = build_view(recipe.stages[0], model)
+            epoch = fit_kept(view, stages, load, keep, place("first"), on_epoch, compute)
             if ranks.is_main():
                 save_checkpoint(done, model.state_dict(), {**about, "epoch": epoch})
             ranks.wait()

@@ -19,11 +19,32 @@ class Method:
     """
 
     classifiers: tuple[Classifier, ...]
-    adjust: Literal["tde", "ncm", "tau-norm", "second-stage"] | None = None
-    trains: Literal["linear", "cosine", "mlp", "scaled"] | None = None
+    adjust: Literal["tde", "ncm", "tau-norm", "logit-adjustment", "fslwf", "second-stage"] | None = None
+    trains: Literal["linear", "cosine", "mlp", "scaled", "trained", "meta-embedding"] | None = None
     on: Literal["images", "features"] | None = None
 
 
+# Trained with another loss, step or optimiser, and a linear classifier
+RIVALS_OF_LINEAR = (
+    "focal",
+    "class-balanced",
+    "class-balanced-focal",
+    "class-balanced-sigmoid",
+    "balanced-softmax",
+    "logit-adjusted",
+    "vector-scaling",
+    "equalization",
+    "seesaw",
+    "range",
+    "lifted-structured",
+    "mixup",
+    "cutmix",
+    "remix",
+    "bbn",
+    "glmc",
+    "weight-decay",
+    "sharpness-aware",
+)
 METHODS: dict[str, Method] = {
     "linear": Method(("linear",)),
     "joint": Method(("linear",)),
@@ -45,14 +66,15 @@ METHODS: dict[str, Method] = {
     "capsule-tde": Method(("capsule",), "tde"),
     "de-confound": Method(("causal",)),
     "tde": Method(("causal",), "tde"),
-    # the rivals: trained another way
-    "focal": Method(("linear",)),
-    "class-balanced": Method(("linear",)),
-    "class-balanced-focal": Method(("linear",)),
+    # the rivals
+    **{name: Method(("linear",)) for name in RIVALS_OF_LINEAR},
     "ldam": Method(("cosine",)),
     "ldam-drw": Method(("cosine",)),
-    "balanced-softmax": Method(("linear",)),
-    "logit-adjusted": Method(("linear",)),
+    "logit-adjustment": Method(ANY, "logit-adjustment"),
+    "fslwf": Method(("cosine",), "fslwf"),
+    "oltr": Method(("linear",), "second-stage", "meta-embedding", "images"),
+    "decouple-oltr": Method(("linear",), "second-stage", "meta-embedding", "features"),
+    "weight-balancing": Method(("linear",), "second-stage", "trained", "images"),
 }
 
 

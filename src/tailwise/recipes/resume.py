@@ -9,13 +9,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tailwise import checks, ranks
 from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.runs import flat, write_text
 from tailwise.recipes.watch import Val, epoch_record
-from tailwise.recognizer import Recognizer
 from tailwise.train import (
     Batches,
     Compute,
@@ -120,7 +119,7 @@ class Place:
 
 
 def fit_kept(
-    model: Recognizer,
+    model: nn.Module,
     stages: Sequence[Stage],
     load: Callable[[Stage, int], Batches],
     keep: BestOnVal,
@@ -128,7 +127,9 @@ def fit_kept(
     on_epoch: OnEpoch,
     compute: Compute,
 ) -> int:
-    """Train, from the snapshot in `place` if there is one, and put the weights to keep back; returns their epoch.
+    """Train a model or a view of it, from the snapshot in `place` if there is one; put back the weights to keep.
+
+    Returns their epoch.
 
     The first Ctrl-C waits for the end of the step and leaves a snapshot, the second does not wait.
 

@@ -5,7 +5,7 @@ No torch here: the command lists and checks recipes without loading it.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.stages import CosineScheduleSettings, Fraction, Settings, StageSettings
@@ -26,7 +26,7 @@ class DataSettings(Settings):
 class BackboneSettings(Settings):
     """A network of `tailwise.backbones`."""
 
-    name: Literal["digits-net", "resnet32", "resnet32-two-branch"]
+    name: Literal["digits-net", "digits-net-two-branch", "resnet32", "resnet32-two-branch"]
 
 
 class LinearSettings(Settings):
@@ -83,8 +83,23 @@ class ScaledSettings(Settings):
     name: Literal["scaled"] = "scaled"
 
 
+class TrainedSettings(Settings):
+    """The trained linear classifier itself, trained on."""
+
+    name: Literal["trained"] = "trained"
+
+
+class MetaEmbeddingSettings(Settings):
+    """OLTR's memory; tau: scale of its cosines. attention: whether one looks at the feature map before it."""
+
+    name: Literal["meta-embedding"] = "meta-embedding"
+    tau: PositiveFloat = 16.0
+    attention: bool = True
+
+
 SecondClassifierSettings = Annotated[
-    LinearSettings | CosineSettings | MlpSettings | ScaledSettings, Field(discriminator="name")
+    LinearSettings | CosineSettings | MlpSettings | ScaledSettings | TrainedSettings | MetaEmbeddingSettings,
+    Field(discriminator="name"),
 ]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tailwise import checks
-from tailwise.adjust import fit_crt, fit_lws, fold_linear, fold_tde, mask_unseen, relearn
+from tailwise.adjust import class_means, fit_crt, fit_lws, fold_linear, fold_tde, mask_unseen, relearn
 from tailwise.classifiers import (
     CosineClassifier,
     FoldedClassifier,
@@ -22,12 +22,13 @@ from tailwise.classifiers import (
 from tailwise.counts import ClassCounts
 from tailwise.data import LongTailedData
 from tailwise.evaluate import Store
+from tailwise.methods.oltr import MetaEmbeddingClassifier, ModulatedBackbone
 from tailwise.recipes.adjusters import features_of, labels_of
 from tailwise.recipes.build import build_compute, build_second_classifier, cpu_threads
-from tailwise.recipes.build_stages import build_load, build_stages
+from tailwise.recipes.build_stages import build_load, build_stages, build_view
 from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.resume import OnEpoch, Place, fit_kept
-from tailwise.recipes.schema import Recipe, SecondStageSettings
+from tailwise.recipes.schema import MetaEmbeddingSettings, Recipe, SecondStageSettings
 from tailwise.recipes.stores import Stores
 from tailwise.recipes.watch import Val
 from tailwise.recognizer import Recognizer
@@ -80,6 +81,10 @@ def train_second_stage(
     with cpu_threads(recipe), torch.random.fork_rng(devices=[]):
         torch.manual_seed(own_seed)
         model.classifier = second_classifier(settings, first, counts)
+        if isinstance(model.classifier, MetaEmbeddingClassifier):
+            train = stores.train()
+            means = class_means(features_of(train), labels_of(train), counts.num_classes)
+            model.classifier.centroids.data.copy_(means)
         if settings.on == "features":
             epoch = settings.stage.epochs
             model.classifier = _on_features(recipe, settings, model.classifier, first, stores.train(), own_seed)
@@ -149,14 +154,35 @@ def _on_images(
     on_epoch: OnEpoch,
     place: Place | None,
 ) -> int:
+    if isinstance(settings.classifier, MetaEmbeddingSettings) and settings.classifier.attention:
+        model.backbone = ModulatedBackbone(model.backbone, _map_size(model.backbone, data))
     stages = build_stages([settings.stage], recipe, model, data, seed)
     load = build_load([settings.stage], data, seed)
     compute = build_compute(recipe, data.device)
-    return fit_kept(model, stages, load, BestOnVal(model, data, recipe), place, on_epoch, compute)
+    return fit_kept(
+        build_view(settings.stage, model), stages, load, BestOnVal(model, data, recipe), place, on_epoch, compute
+    )
+
+
+def _map_size(backbone: Any, data: LongTailedData) -> tuple[int, int]:
+    image = data.normalize(data.train.images[:1].cpu())
+    with torch.no_grad():
+        height, width = copy.deepcopy(backbone).eval().forward_map(image).shape[2:]
+    return height, width
 
 
 def folded(classifier: nn.Module, counts: ClassCounts, *, allow_unseen: bool) -> nn.Module:
-    """A second stage's classifier with plain tensors only, unseen classes masked; an MLP keeps its layers."""
+    """A second stage's classifier with plain tensors only, unseen classes masked; MLP and memory keep their layers.
+
+    Raises:
+        InputError: unseen classes beside a memory, which cannot mask them.
+    """
+    if isinstance(classifier, MetaEmbeddingClassifier):
+        if 0 in counts.per_class and not allow_unseen:
+            raise checks.InputError(
+                "allow_unseen: expected true for a memory with classes it has no image of, got false"
+            )
+        return classifier
     if isinstance(classifier, LinearClassifier | ScaledClassifier):
         return fold_linear(classifier, counts, allow_unseen=allow_unseen)
     if isinstance(classifier, CosineClassifier):
@@ -182,6 +208,12 @@ def save_adjusted(path: Path, model: Recognizer, about: dict[str, Any], *, own_f
     classifier = model.classifier
     if isinstance(classifier, FoldedClassifier):
         kind: dict[str, Any] = {"classifier": "folded", "num_heads": classifier.num_heads, "norm": classifier.norm}
+    elif isinstance(classifier, MetaEmbeddingClassifier):
+        num_classes, width = classifier.weight.shape
+        sizes = {"in_features": width, "num_classes": num_classes, "tau": classifier.tau}
+        kind = {"classifier": "meta-embedding", "meta_embedding": sizes}
+        if isinstance(model.backbone, ModulatedBackbone):
+            kind["map_size"] = list(model.backbone.attention.map_size)
     else:
         assert isinstance(classifier, MlpClassifier)
         num_classes, width = classifier.last.weight.shape
@@ -218,6 +250,8 @@ def load_adjusted(path: Path, first: Recognizer, digest: str) -> Kept:
         raise checks.InputError(f"{path}: made from checkpoint {str(meta.get('of'))[:12]}, expected {digest[:12]}")
     own_features = bool(meta["own_features"])
     backbone = copy.deepcopy(first.backbone) if own_features else first.backbone
+    if "map_size" in meta:
+        backbone = ModulatedBackbone(backbone, tuple(meta["map_size"]))
     if own_features:
         load_state(backbone, state, prefix="backbone.")
     classifier: nn.Module
@@ -225,6 +259,7 @@ def load_adjusted(path: Path, first: Recognizer, digest: str) -> Kept:
         tensors = {name: state.get(f"classifier.{name}") for name in ("weight", "bias", "center")}
         classifier = FoldedClassifier(**tensors, num_heads=meta["num_heads"], norm=meta["norm"])  # type: ignore[arg-type]  # only weight is never None
     else:
-        classifier = MlpClassifier(**meta["mlp"])
+        memory = meta["classifier"] == "meta-embedding"
+        classifier = MetaEmbeddingClassifier(**meta["meta_embedding"]) if memory else MlpClassifier(**meta["mlp"])
         load_state(classifier, state, prefix="classifier.")
     return Kept(Recognizer(backbone, classifier).eval(), checkpoint.digest, own_features, meta)

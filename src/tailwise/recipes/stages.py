@@ -79,9 +79,10 @@ class FocalSettings(Settings):
 
 
 class ClassBalancedSettings(Settings):
-    """Cui et al. 2019. gamma: of the focal loss; 0 is cross-entropy."""
+    """Cui et al. 2019. gamma: of the focal loss; 0 is cross-entropy. form: softmax, or each class against the rest."""
 
     kind: Literal["class-balanced"] = "class-balanced"
+    form: Literal["softmax", "sigmoid"] = "softmax"
     beta: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     gamma: NonNegative = 0.0
 
@@ -107,6 +108,30 @@ class LogitAdjustedSettings(Settings):
     temperature: NonNegative = 1.0
 
 
+class VectorScalingSettings(Settings):
+    """Kini et al. 2021."""
+
+    kind: Literal["vector-scaling"] = "vector-scaling"
+    gamma: NonNegative = 0.15
+    temperature: NonNegative = 1.25
+
+
+class EqualizationSettings(Settings):
+    """Tan et al. 2020. threshold: the fraction of the images below which a class is rare."""
+
+    kind: Literal["equalization"] = "equalization"
+    threshold: Fraction = 5e-3
+    gamma: Fraction = 0.9
+
+
+class SeesawSettings(Settings):
+    """Wang et al. 2021, counting while it trains."""
+
+    kind: Literal["seesaw"] = "seesaw"
+    p: NonNegative = 0.8
+    q: NonNegative = 2.0
+
+
 LossSettings = Annotated[
     Annotated[
         CrossEntropySettings
@@ -114,7 +139,10 @@ LossSettings = Annotated[
         | ClassBalancedSettings
         | LdamSettings
         | BalancedSoftmaxSettings
-        | LogitAdjustedSettings,
+        | LogitAdjustedSettings
+        | VectorScalingSettings
+        | EqualizationSettings
+        | SeesawSettings,
         Field(discriminator="kind"),
     ],
     BY_KIND,
@@ -127,16 +155,91 @@ class PlainStepSettings(Settings):
     kind: Literal["plain"] = "plain"
 
 
-StepSettings = Annotated[Annotated[PlainStepSettings, Field()], BY_KIND]
+class MixupSettings(Settings):
+    """Zhang et al. 2018. beta: lam is drawn from Beta(beta, beta), once a batch."""
+
+    kind: Literal["mixup"] = "mixup"
+    beta: PositiveFloat = 1.0
+
+
+class CutMixSettings(Settings):
+    """Yun et al. 2019. beta: as in `MixupSettings`."""
+
+    kind: Literal["cutmix"] = "cutmix"
+    beta: PositiveFloat = 1.0
+
+
+class RemixSettings(Settings):
+    """Chou et al. 2020. beta: as in `MixupSettings`."""
+
+    kind: Literal["remix"] = "remix"
+    beta: PositiveFloat = 1.0
+    kappa: Annotated[float, Field(ge=1)] = 3.0
+    tau: Fraction = 0.5
+
+
+class BilateralSettings(Settings):
+    """Zhou et al. 2020, BBN; the second branch's images are drawn in reverse. Needs a backbone with two branches."""
+
+    kind: Literal["bilateral"] = "bilateral"
+
+
+class GlmcSettings(Settings):
+    """Du et al. 2023. q: the second stream draws class c in proportion to n_c^q. power: of its class weights.
+
+    gamma: of the consistency between the two views. hidden_features: width of projections and predictions.
+    """
+
+    kind: Literal["glmc"] = "glmc"
+    q: Fraction = 0.8
+    power: NonNegative = 1.0
+    gamma: NonNegative = 10.0
+    hidden_features: PositiveInt = 128
+
+
+class MetricSettings(Settings):
+    """Plus weight times a loss of the features, on P x K batches."""
+
+    kind: Literal["metric"] = "metric"
+    loss: Literal["range", "lifted-structured"]
+    weight: NonNegative = 0.1
+
+
+class MemorySettings(Settings):
+    """Liu et al. 2019, OLTR, of a second stage. weight: of the centroid loss, with its margin and repulsion."""
+
+    kind: Literal["memory"] = "memory"
+    weight: NonNegative = 0.01
+    margin: NonNegative = 10.0
+    repulsion: NonNegative = 0.01
+
+
+StepSettings = Annotated[
+    Annotated[
+        PlainStepSettings
+        | MixupSettings
+        | CutMixSettings
+        | RemixSettings
+        | BilateralSettings
+        | GlmcSettings
+        | MetricSettings
+        | MemorySettings,
+        Field(discriminator="kind"),
+    ],
+    BY_KIND,
+]
+NEEDS_CLASSES = ("ldam", "equalization", "seesaw")  # losses of one class for each image, not of a mixture
 
 
 class StageSettings(Settings):
     """One training phase; the terms are those of `tailwise.train.Stage`.
 
     sampler: "cyclic" is the authors' variant of the one it ends. repeat_threshold: of repeat-factor sampling.
+    images_per_class: K of P x K batches.
     step: what is made of a batch, and what the model gives the loss. reweight_after: the part of the stage after which
     samples are weighted by the effective number of their class (deferred re-weighting), with reweight_beta.
-    learning_rate: the peak. momentum, weight_decay, nesterov: of SGD, on all parameters.
+    learning_rate: the peak. momentum, weight_decay, nesterov: of SGD, on all parameters. max_norm: the longest a row of
+    the classifier's weight may be after each step.
     legacy_bn_drift: let the batch-norm statistics of frozen parts follow the data, as both papers' code does.
     """
 
@@ -150,6 +253,7 @@ class StageSettings(Settings):
     nesterov: bool = False
     sampler: SamplerName = "instance"
     repeat_threshold: PositiveFloat = 0.001
+    images_per_class: PositiveInt = 4
     loss: LossSettings = CrossEntropySettings()
     reweight_after: Fraction | None = None
     reweight_beta: Annotated[float, Field(ge=0, lt=1)] = 0.9999
@@ -160,10 +264,21 @@ class StageSettings(Settings):
     accumulate: PositiveInt = 1
     drop_last: bool = False
     clip_norm: PositiveFloat | None = None
+    sharpness: PositiveFloat | None = None
+    max_norm: PositiveFloat | None = None
     weight_average: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "StageSettings":
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: expected false where momentum is 0, got true")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits_the_step(self) -> "StageSettings":
+        step, loss = self.step.kind, self.loss.kind
+        if step in ("mixup", "cutmix", "remix") and loss in NEEDS_CLASSES:
+            raise ValueError(f"loss: expected one of mixtures, as {step} makes them, got {loss}")
+        if step in ("glmc", "memory") and (loss != "cross-entropy" or self.reweight_after is not None):
+            raise ValueError(f"loss: {step} has its own; expected cross-entropy without re-weighting, got {loss}")
         return self
