@@ -1,10 +1,11 @@
 """Every recipe by name, and the suites that a bare data name stands for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from tailwise import checks
 from tailwise.recipes.methods import METHODS, adjusters_of
+from tailwise.recipes.rivals import RIVALS, TWO_BRANCH, changed
 from tailwise.recipes.schema import (
     STORED,
     BackboneSettings,
@@ -26,24 +27,11 @@ from tailwise.recipes.schema import (
     TrainedSettings,
 )
 from tailwise.recipes.stages import (
-    BalancedSoftmaxSettings,
-    BilateralSettings,
     ClassBalancedSettings,
     CosineScheduleSettings,
-    CutMixSettings,
-    EqualizationSettings,
-    FocalSettings,
-    GlmcSettings,
-    LdamSettings,
-    LogitAdjustedSettings,
     MemorySettings,
-    MetricSettings,
-    MixupSettings,
     MultistepSettings,
-    RemixSettings,
-    SeesawSettings,
     StageSettings,
-    VectorScalingSettings,
 )
 
 CLASSIFIERS: dict[str, ClassifierSettings] = {
@@ -93,10 +81,6 @@ CIFAR = {
         ),
     ),
 }
-
-# The setting of Zhou et al. 2020 (BBN), where the rivals' rows of Tang et al.'s Table 3 come from: plain ResNet-32,
-# batch 128, learning rate 0.1, weight decay 2e-4; epochs and steps of the learning rate are the same.
-BBN_SETTING = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 2e-4}
 
 DATA: dict[str, dict[str, Any]] = {
     "digits-lt": DIGITS,
@@ -190,53 +174,25 @@ def second_stage(data: str, method: str) -> SecondStageSettings:
     return SecondStageSettings(classifier=classifier, stage=stage, on="features" if stored else "images")
 
 
-# What a rival changes in a plain stage, each with the defaults of its paper; "classifier" is Kang et al.'s joint one
-# where none is named.
-RIVALS: dict[str, dict[str, Any]] = {
-    "focal": {"loss": FocalSettings()},
-    "class-balanced": {"loss": ClassBalancedSettings()},
-    "class-balanced-focal": {"loss": ClassBalancedSettings(gamma=0.5)},
-    "class-balanced-sigmoid": {"loss": ClassBalancedSettings(gamma=0.5, form="sigmoid")},
-    "ldam": {"classifier": CosineSettings(tau=1.0), "loss": LdamSettings()},
-    "ldam-drw": {"classifier": CosineSettings(tau=1.0), "loss": LdamSettings(), "reweight_after": 0.8},
-    "equalization": {"loss": EqualizationSettings()},
-    "seesaw": {"loss": SeesawSettings()},
-    "balanced-softmax": {"loss": BalancedSoftmaxSettings()},
-    "logit-adjusted": {"loss": LogitAdjustedSettings()},
-    "vector-scaling": {"loss": VectorScalingSettings()},
-    "range": {"step": MetricSettings(loss="range"), "sampler": "p-by-k"},
-    "lifted-structured": {"step": MetricSettings(loss="lifted-structured"), "sampler": "p-by-k"},
-    "mixup": {"step": MixupSettings()},
-    "cutmix": {"step": CutMixSettings()},
-    "remix": {"step": RemixSettings()},
-    "bbn": {"step": BilateralSettings()},
-    "glmc": {"step": GlmcSettings()},
-    "weight-decay": {"weight_decay": 5e-3},
-    "sharpness-aware": {"sharpness": 0.05},
-}
-TWO_BRANCH = {"digits-net": "digits-net-two-branch", "resnet32": "resnet32-two-branch"}
-
-
-def _rival(
-    data: str, method: str, title: str, setting: Mapping[str, Any], backbone: BackboneSettings, adjusters: Sequence[str]
-) -> Recipe:
-    changes = dict(RIVALS[method])
-    classifier = changes.pop("classifier", CLASSIFIERS["joint"])
-    stage = DATA[data]["stages"][0].model_copy(update={**setting, **changes})
-    if method == "bbn":
-        backbone = BackboneSettings.model_validate({"name": TWO_BRANCH.get(backbone.name, backbone.name)})
+def _rival(data: str, method: str, title: str, adjusters: Sequence[str] = (), *, published: bool = False) -> Recipe:
+    """A rival with Kang et al.'s classifier, LDAM with the cosines it is made for, BBN with its two branches."""
+    stage = DATA[data]["stages"][0].model_copy(update=changed(data, method, published=published))
+    network = "resnet32" if published else DATA[data]["backbone"].name
+    backbone = {"name": TWO_BRANCH.get(network, network) if method == "bbn" else network}
+    classifier = CosineSettings(tau=1.0) if method.startswith("ldam") else CLASSIFIERS["joint"]
     return _recipe(data, title, method, adjusters, classifier=classifier, stages=(stage,), backbone=backbone)
 
 
 def _rivals_of(data: str) -> list[Recipe]:
-    """Each in the setting of the data's own recipes, and those on CIFAR in their published one."""
-    own: BackboneSettings = DATA[data]["backbone"]
-    after = {"weight-decay": ("weight-balancing",)}
-    rivals = [_rival(data, name, name, {}, own, ()) for name in RIVALS]
-    rivals += [_rival(data, name, row, {}, own, rows) for name, rows in after.items() for row in rows]
+    """Each in the setting of the data's own recipes; on CIFAR-LT in its published one, too."""
+    rivals = [
+        *(_rival(data, name, name) for name in RIVALS),
+        _rival(data, "weight-decay", "weight-balancing", ("weight-balancing",)),
+    ]
     if data != "digits-lt":
-        plain = BackboneSettings(name="resnet32")
-        rivals += [_rival(data, name, f"{name}-published", BBN_SETTING, plain, ()) for name in RIVALS]
+        rivals += [_rival(data, name, f"{name}-published", published=True) for name in RIVALS]
+        balanced = "weight-balancing-published"
+        rivals += [_rival(data, "weight-decay", balanced, ("weight-balancing",), published=True)]
     return rivals
 
 
@@ -303,6 +259,11 @@ SUITES: dict[str, tuple[str, ...]] = {
     f"{data}{suite}": tuple(f"{data}/{member}" for member in members)
     for data in DATA
     for suite, members in SUITE_MEMBERS.items()
+}
+TABLE_3 = ("focal", "mixup", "class-balanced-focal", "ldam-drw", "bbn")  # in BBN's setting, as Tang et al. quote them
+SUITES |= {
+    f"{data}/tang-table-3": (*(f"{data}/{name}-published" for name in TABLE_3), f"{data}/tde")
+    for data in ("cifar10-lt", "cifar100-lt")
 }
 
 
