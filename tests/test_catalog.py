@@ -1,0 +1,411 @@
+"""Every recipe: found by walking, built, each kind of training stepped; what rivals' settings become."""
+
+import copy
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tailwise import CosineClassifier, InputError, losses
+from tailwise.backbones import DigitsNet, ResNet32
+from tailwise.data import EpochBatches, mix
+from tailwise.methods import BilateralLoss, BilateralView, GlmcLoss, GlmcView
+from tailwise.methods.oltr import MetaEmbeddingClassifier, OltrLoss, OltrView
+from tailwise.recipes import experiment, measure, runs
+from tailwise.recipes.build import build_data, build_model
+from tailwise.recipes.build_stages import (
+    build_load,
+    build_loss,
+    build_rule,
+    build_second_sampler,
+    build_stages,
+    build_view,
+)
+from tailwise.recipes.catalog import RECIPES, SUITES, find
+from tailwise.recipes.methods import METHODS, adjusters_of
+from tailwise.recipes.overrides import override
+from tailwise.recipes.rivals import PUBLISHED_SETTING, RIVALS
+from tailwise.recipes.second import second_classifier, try_second_stage
+from tailwise.recipes.watch import Silent
+from tailwise.recognizer import LogitsAndFeatures, Recognizer
+from tailwise.train import fit
+
+DATA = ("digits-lt", "cifar10-lt", "cifar100-lt")
+TINY = ["stages.0.batch_size=2", "stages.0.images_per_class=2"]
+
+
+class OneBatch:
+    """The first batch of an epoch."""
+
+    def __init__(self, batches):
+        self.first = next(iter(batches))
+
+    def __len__(self):
+        return 1
+
+    def __iter__(self):
+        yield self.first
+
+
+@pytest.fixture(scope="module")
+def data_of(tmp_path_factory):
+    """A recipe's data, CIFAR's with two images a class, each made once."""
+    folder, made = tmp_path_factory.mktemp("cifar"), {}
+    for classes in (10, 100):
+        labels = np.repeat(np.arange(classes), 2)
+        images = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+        np.savez(folder / f"cifar{classes}.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+
+    def find_data(recipe):
+        name = recipe.data.name
+        if name not in made:
+            small = [] if name == "digits-lt" else ["data.imbalance_ratio=1", "protocol=paper"]
+            made[name] = build_data(override([recipe], small)[0], 0, folder)
+        return made[name]
+
+    return find_data
+
+
+# ---- the catalog
+
+
+def test_every_data_has_every_method():
+    for data in DATA:
+        assert {f"{data}/{method}" for method in METHODS} <= set(RECIPES)
+        everything = [
+            row for suite in ("all", "rivals") for m in SUITES[f"{data}/{suite}"] for row in RECIPES[m].methods
+        ]
+        twice = {row for row, times in Counter(everything).items() if times > 1}
+        assert set(everything) == set(METHODS)
+        assert twice == {"joint", "cosine", "de-confound", "tde"}  # what both suites are compared with
+    assert {member for members in SUITES.values() for member in members} <= set(RECIPES)
+
+
+def test_a_recipe_is_named_after_its_last_row():
+    for recipe in RECIPES.values():
+        several = recipe.title.startswith(("decoupling", "fine-tuning", "memory"))
+        assert several or recipe.methods[-1] == recipe.title.removesuffix("-published")
+
+
+def test_methods():
+    assert [adjusters_of(c)[-1] for c in ("linear", "capsule", "causal")] == ["weight-balancing"] + [
+        "logit-adjustment"
+    ] * 2
+    kept_by_all = {"ncm", "ncm-centered", "crt", "crt-stored", "crt-mlp", "crt-cosine", "logit-adjustment"}
+    fine_tuning = {"fine-tune", "fine-tune-slow", "fine-tune-last-block"}
+    memory = {"oltr", "decouple-oltr"}
+    assert set(adjusters_of("causal")) == kept_by_all | fine_tuning | {"tde"}
+    assert set(adjusters_of("cosine")) == kept_by_all | fine_tuning | {"cosine-tde", "fslwf"}
+    own = {"tau-norm", "lws", "lws-stored", "weight-balancing"}
+    assert set(adjusters_of("linear")) == kept_by_all | fine_tuning | memory | own
+
+
+def test_cifar_recipes_are_the_authors_setting():
+    stage = RECIPES["cifar100-lt/tde"].stages[0]
+    assert (stage.epochs, stage.batch_size, stage.learning_rate, stage.weight_decay) == (200, 256, 0.2, 5e-4)
+    assert (stage.schedule.milestones, stage.schedule.factor, stage.drop_last) == ((120, 160), 0.01, True)
+    assert [p.all for p in RECIPES["cifar100-lt/tde"].published] == [40.5, 44.1]
+
+
+@pytest.mark.parametrize("data", ["cifar10-lt", "cifar100-lt"])
+def test_rivals_have_both_settings(data):
+    """Only what the rival is differs from the data's own stage; the published one is BBN's or the authors' own."""
+    plain = RECIPES[f"{data}/joint"].stages[0]
+    for name in RIVALS:
+        ours, published = RECIPES[f"{data}/{name}"], RECIPES[f"{data}/{name}-published"]
+        differs = {key for key, value in plain if getattr(ours.stages[0], key) != value}
+        assert differs <= {"loss", "step", "sampler", "reweight_after", "weight_decay", "sharpness"}
+        assert differs
+        assert ours.backbone == RECIPES[f"{data}/tde"].backbone
+        assert published.backbone.name == ("resnet32-two-branch" if name == "bbn" else "resnet32")
+        for key, value in PUBLISHED_SETTING[name].items():
+            assert getattr(published.stages[0], key) == value
+        assert not ours.published
+    assert RECIPES[f"{data}/bbn-published"].published[0].source == "Tang et al. 2020, Table 3, ratio 100"
+    assert RECIPES["cifar100-lt/bbn-published"].published[0].all == 42.6
+    assert RECIPES["cifar10-lt/ldam-drw-published"].published[0].all == 77.0
+
+
+# ---- built, stepped
+
+
+def kind_of(recipe):
+    """What makes a training step of one kind: two of a kind run the same code."""
+    stage = recipe.stages[0]
+    return (
+        recipe.backbone.name,
+        recipe.classifier.name,
+        stage.loss.kind,
+        getattr(stage.loss, "form", ""),
+        stage.step.kind,
+        getattr(stage.step, "loss", ""),
+        stage.reweight_after is None,
+        stage.sharpness is None,
+    )
+
+
+KINDS = {kind_of(recipe): name for name, recipe in RECIPES.items()}
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_every_recipe_is_built(data, data_of):
+    """Model, view, loss, sampler and optimiser of every stage."""
+    seen = 0
+    for recipe in RECIPES.values():
+        if recipe.data.name != data:
+            continue
+        images = data_of(recipe)
+        model = build_model(recipe, images.counts.num_classes)
+        assert len(model.classifier.weight) == images.counts.num_classes
+        assert sum(p.numel() for p in model.parameters()) < 30e6  # larger ones belong on the meta device
+        view = build_view(recipe.stages[0], model)
+        assert view.classifier is model.classifier
+        (stage,) = build_stages(recipe.stages, recipe, model, images, 0)
+        assert stage.optimizer(model.parameters()).defaults["lr"] == recipe.stages[0].learning_rate
+        for method in recipe.second:
+            try_second_stage(recipe, method, model, images)
+        seen += 1
+    assert seen >= 50
+
+
+@pytest.mark.parametrize("name", KINDS.values())
+def test_every_kind_takes_a_step(name, data_of):
+    recipe = override([RECIPES[name]], TINY)[0]
+    data = data_of(recipe)
+    torch.manual_seed(0)
+    model = build_model(recipe, data.counts.num_classes)
+    before = copy.deepcopy(model)
+    (stage,) = build_stages(recipe.stages, recipe, model, data, 0)
+    load = build_load(recipe.stages, data, 0)
+    fit(build_view(recipe.stages[0], model), [replace(stage, epochs=1)], lambda s, e: OneBatch(load(s, e)))
+    for part in ("backbone", "classifier"):
+        new, old = (dict(m.get_submodule(part).named_parameters()) for m in (model, before))
+        assert all(torch.isfinite(tensor).all() for tensor in new.values())
+        assert any(not torch.equal(new[key], old[key]) for key in new), part
+
+
+@pytest.mark.parametrize("method", ["oltr", "weight-balancing"])
+@pytest.mark.parametrize("data", ["digits-lt", "cifar10-lt"])
+def test_second_stages_of_rivals_take_a_step(method, data, data_of):
+    recipe = RECIPES[f"{data}/{method}"]
+    images = data_of(recipe)
+    first = build_model(recipe, images.counts.num_classes)
+    settings = recipe.second[method]
+    stage = settings.stage.model_copy(update={"batch_size": 2})
+    model = Recognizer(first.backbone, second_classifier(settings, first, images.counts))
+    before = model.classifier.weight.clone()
+    (built,) = build_stages([stage], recipe, model, images, 0)
+    load = build_load([stage], images, 0)
+    fit(build_view(stage, model), [replace(built, epochs=1)], lambda s, e: OneBatch(load(s, e)))
+    assert not torch.equal(model.classifier.weight, before)
+    if method == "weight-balancing":
+        assert not torch.equal(before, torch.zeros_like(before))
+        assert model.classifier.weight.norm(dim=1).max() <= 1 + 1e-6
+    else:
+        assert isinstance(model.classifier, MetaEmbeddingClassifier)
+        assert model.classifier.centroids.norm() > 0  # moved by the loss of their own
+
+
+# ---- what settings become
+
+
+def stage_of(name):
+    return RECIPES[f"digits-lt/{name}"].stages[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "settings"),
+    [
+        ("joint", losses.CrossEntropy, {}),
+        ("focal", losses.Focal, {"gamma": 2.0, "detach": False}),
+        ("class-balanced", losses.ClassBalanced, {"beta": 0.9999, "gamma": 0.0}),
+        ("class-balanced-focal", losses.ClassBalanced, {"beta": 0.9999, "gamma": 0.5}),
+        ("class-balanced-sigmoid", losses.ClassBalancedSigmoid, {"beta": 0.9999, "gamma": 0.5}),
+        ("ldam", losses.LDAM, {"max_margin": 0.5, "scale": 30.0}),
+        ("balanced-softmax", losses.BalancedSoftmax, {}),
+        ("logit-adjusted", losses.LogitAdjustedCrossEntropy, {"temperature": 1.0}),
+        ("vector-scaling", losses.VSLoss, {"gamma": 0.15, "temperature": 1.25}),
+        ("equalization", losses.Equalization, {"gamma": 0.9, "threshold": 0.05}),
+        ("seesaw", losses.Seesaw, {"p": 0.8, "q": 2.0, "counting": True}),
+        ("bbn", BilateralLoss, {}),
+        ("glmc", GlmcLoss, {"gamma": 10.0}),
+    ],
+)
+def test_losses_of_settings(name, kind, settings, data_of):
+    counts = data_of(RECIPES["digits-lt/joint"]).counts
+    loss = build_loss(stage_of(name), counts)
+    assert type(loss) is kind
+    assert {key: getattr(loss, key) for key in settings} == settings
+    if hasattr(loss, "counts") and not settings.get("counting"):
+        assert loss.counts.tolist() == list(counts.per_class)
+
+
+def test_the_settings_arrive_in_the_loss(data_of):
+    """Not the defaults: what was set."""
+    counts = data_of(RECIPES["digits-lt/joint"]).counts
+    assignments = ['stages.0.loss={"kind": "focal", "gamma": 0.25, "detach": true}', "stages.0.reweight_beta=0.9"]
+    stage = override(find("digits-lt/joint"), [*assignments, "stages.0.reweight_after=0.5"])[0].stages[0]
+    loss = build_loss(stage, counts)
+    assert isinstance(loss, losses.DeferredReweighting)
+    assert (loss.after, loss.loss.gamma, loss.loss.detach, loss.loss.reduction) == (0.5, 0.25, True, "none")
+    expected = losses.DeferredReweighting(losses.CrossEntropy(reduction="none"), counts, beta=0.9).weights
+    torch.testing.assert_close(loss.weights, expected)
+    focal = override(find("digits-lt/joint"), ["stages.0.loss=focal"])[0].stages[0]
+    assert focal.loss == stage_of("focal").loss  # by its kind alone, with the defaults
+
+
+def test_ldam_is_on_cosines_and_deferred_at_four_fifths(data_of):
+    drw = RECIPES["cifar100-lt/ldam-drw-published"]
+    model = build_model(drw, 100)
+    assert isinstance(model.classifier, CosineClassifier)
+    assert model.classifier.tau == 1.0
+    loss = build_loss(drw.stages[0], data_of(drw).counts)
+    loss.start_epoch(160, 200)
+    assert not loss.on
+    loss.start_epoch(161, 200)
+    assert loss.on
+    assert isinstance(loss.loss, losses.LDAM)
+
+
+@pytest.mark.parametrize(
+    ("name", "view"),
+    [("joint", Recognizer), ("bbn", BilateralView), ("glmc", GlmcView), ("range", LogitsAndFeatures)],
+)
+def test_views_of_settings(name, view):
+    recipe = RECIPES[f"digits-lt/{name}"]
+    model = build_model(recipe, 10)
+    made = build_view(recipe.stages[0], model)
+    assert type(made) is view
+    assert made.backbone is model.backbone
+    assert isinstance(model.backbone, DigitsNet)
+
+
+def test_metric_losses_and_their_batches(data_of):
+    for name, metric in (("range", losses.RangeLoss), ("lifted-structured", losses.LiftedStructured)):
+        recipe = RECIPES[f"digits-lt/{name}"]
+        loss = build_loss(recipe.stages[0], data_of(recipe).counts)
+        assert (type(loss.metric), loss.weight, type(loss.cross_entropy)) == (metric, 0.1, losses.CrossEntropy)
+        model = build_model(recipe, 10)
+        (stage,) = build_stages(recipe.stages, recipe, model, data_of(recipe), 0)
+        _, labels = next(iter(build_load(recipe.stages, data_of(recipe), 0)(stage, 1)))
+        assert sorted(Counter(labels.tolist()).values()) == [4] * 8  # 8 classes with 4 images each
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("mixup", mix.Mixup(10, 1.0)),
+        ("cutmix", mix.CutMix(10, 1.0)),
+        ("bbn", mix.pair),
+        ("glmc", mix.MixupAndCutMix(10)),
+        ("joint", None),
+    ],
+)
+def test_rules_of_settings(name, rule, data_of):
+    assert build_rule(stage_of(name), data_of(RECIPES["digits-lt/joint"]).counts) == rule
+
+
+def test_remix_knows_the_counts(data_of):
+    counts = data_of(RECIPES["digits-lt/remix"]).counts
+    assert build_rule(stage_of("remix"), counts) == mix.Remix(counts, 1.0, 3.0, 0.5)
+
+
+def test_second_streams(data_of):
+    """BBN's leans to the rare classes, GLMC's is flatter than the first; mixup mixes within the batch."""
+    data = data_of(RECIPES["digits-lt/bbn"])
+    shares = {}
+    for name in ("bbn", "glmc"):
+        sampler = build_second_sampler(stage_of(name), data, 0)
+        drawn = torch.cat([data.train.labels[sampler.indices(epoch)] for epoch in range(1, 21)])
+        shares[name] = torch.bincount(drawn, minlength=10) / len(drawn)
+    counts = torch.tensor(data.counts.per_class, dtype=torch.float)
+    torch.testing.assert_close(shares["bbn"], (1 / counts) / (1 / counts).sum(), atol=0.02, rtol=0)
+    torch.testing.assert_close(shares["glmc"], counts**0.8 / (counts**0.8).sum(), atol=0.02, rtol=0)
+    assert build_second_sampler(stage_of("mixup"), data, 0) is None
+
+
+def test_batches_of_two_streams(data_of):
+    recipe = RECIPES["digits-lt/bbn"]
+    data = data_of(recipe)
+    (stage,) = build_stages(recipe.stages, recipe, build_model(recipe, 10), data, 0)
+    batches = build_load(recipe.stages, data, 0)(stage, 1)
+    assert isinstance(batches.second, EpochBatches)
+    assert batches.first.seed != batches.second.seed
+    images, labels = next(iter(batches))
+    assert images.shape[1:] == (2, 1, 8, 8)
+    assert not torch.equal(labels[:, 0], labels[:, 1])
+    again = next(iter(build_load(recipe.stages, data, 0)(stage, 1)))
+    assert torch.equal(again[0], images)
+    other = next(iter(build_load(recipe.stages, data, 0)(stage, 2)))
+    assert not torch.equal(other[0], images)
+
+
+def test_oltr_settings(data_of):
+    recipe = RECIPES["digits-lt/oltr"]
+    stage = recipe.second["oltr"].stage
+    loss = build_loss(stage, data_of(recipe).counts)
+    assert (type(loss), loss.weight, loss.margin, loss.repulsion) == (OltrLoss, 0.01, 10.0, 0.01)
+    assert stage.learning_rate == pytest.approx(0.1 * recipe.stages[0].learning_rate)
+    first = build_model(recipe, 10)
+    classifier = second_classifier(recipe.second["oltr"], first, data_of(recipe).counts)
+    assert torch.equal(classifier.hallucinator.weight, first.classifier.weight)
+    assert type(build_view(stage, Recognizer(first.backbone, classifier))) is OltrView
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (
+            ["stages.0.step=mixup", "stages.0.loss=ldam"],
+            "loss: expected one of mixtures, as mixup makes them, got ldam",
+        ),
+        (["stages.0.step=glmc", "stages.0.loss=focal"], "loss: glmc has its own; expected cross-entropy"),
+        (["stages.0.loss=focall"], "stages.0.loss"),
+        (['stages.0.loss={"kind": "focal", "gamma": -1}'], "stages.0.loss"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(assignments, message):
+    with pytest.raises(InputError, match=message):
+        override(find("digits-lt/joint"), assignments)
+
+
+def test_bbn_needs_two_branches(tmp_path):
+    recipes = override(find("digits-lt/bbn"), ["backbone.name=digits-net"])
+    with pytest.raises(InputError, match="backbone: expected two branches, got 1"):
+        experiment.train(recipes, (0,), tmp_path / "run", data_dir=None, watch=Silent())
+    assert not (tmp_path / "run").exists()
+
+
+# ---- trained
+
+
+@pytest.fixture(scope="module")
+def rivals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rivals")
+    recipes = override(find("digits-lt/rivals"), ["stages.0.epochs=1"])
+    return experiment.train(recipes, (0,), folder / "run", data_dir=None, watch=Silent())
+
+
+def test_every_rival_trains_to_a_row(rivals):
+    rows = {row: run.seeds[0].results()["rows"][row] for run in rivals for row in run.recipe.methods}
+    assert set(rows) >= set(RIVALS) | {"logit-adjustment", "fslwf", "oltr", "decouple-oltr", "weight-balancing"}
+    for row in rows.values():
+        assert 0 <= row["all"] <= 100
+        assert len(row["per_class"]) == 10
+
+
+@pytest.mark.parametrize("method", ["oltr", "decouple-oltr"])
+def test_a_memory_is_read_back_as_it_was(rivals, method):
+    """Its own backbone, its attention and its centroids: the model on disk makes the row's predictions."""
+    (run,) = [run for run in rivals if run.recipe.title == "memory"]
+    folder = run.seeds[0].path
+    model = measure.load_model(folder, method)
+    data = build_data(run.recipe, 0, None)
+    with torch.no_grad():
+        predicted = model(data.normalize(data.test.images)).argmax(dim=1)
+    row = runs.read_json(folder / runs.RESULTS)["rows"][method]
+    assert 100 * (predicted == data.test.labels).float().mean() == pytest.approx(row["all"], abs=1e-3)
+    assert hasattr(model.backbone, "attention") == (method == "oltr")
+    assert not isinstance(model.backbone, ResNet32)
