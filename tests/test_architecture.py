@@ -15,7 +15,7 @@ LAYERS = [
     {"counts"},
     {"data", "sampling", "backbones", "classifiers", "losses", "train", "evaluate"},
     {"adjust", "methods"},
-    {"detect", "attach", "estimator", "export"},
+    {"detect", "attachment", "estimator", "export"},
     {"report"},
     {"recipes"},
     {"cli"},

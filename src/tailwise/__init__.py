@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         tde_components,
         tde_logits,
     )
+    from tailwise.attachment import attach, detach_adjusted
     from tailwise.checks import InputError
     from tailwise.classifiers import (
         CapsuleClassifier,
@@ -41,7 +42,9 @@ _HOME = {
     "LinearClassifier": "tailwise.classifiers",
     "Stage": "tailwise.train",
     "Store": "tailwise.evaluate",
+    "attach": "tailwise.attachment",
     "background_exempted": "tailwise.adjust",
+    "detach_adjusted": "tailwise.attachment",
     "fit": "tailwise.train",
     "fit_crt": "tailwise.adjust",
     "fit_lws": "tailwise.adjust",
@@ -64,7 +67,9 @@ __all__ = [
     "LinearClassifier",
     "Stage",
     "Store",
+    "attach",
     "background_exempted",
+    "detach_adjusted",
     "fit",
     "fit_crt",
     "fit_lws",
