@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from tailwise.counts import ClassCounts
     from tailwise.evaluate import Store
+    from tailwise.recipes.deployed import load_deployed
     from tailwise.recipes.measure import load_model
     from tailwise.train import Stage, fit
 
@@ -51,6 +52,7 @@ _HOME = {
     "fit_ncm": "tailwise.adjust",
     "fold_tau_norm": "tailwise.adjust",
     "fold_tde": "tailwise.adjust",
+    "load_deployed": "tailwise.recipes.deployed",
     "load_model": "tailwise.recipes.measure",
     "tde": "tailwise.adjust",
     "tde_components": "tailwise.adjust",
@@ -76,6 +78,7 @@ __all__ = [
     "fit_ncm",
     "fold_tau_norm",
     "fold_tde",
+    "load_deployed",
     "load_model",
     "tde",
     "tde_components",

@@ -22,7 +22,18 @@ from tailwise.classifiers import (
     MlpClassifier,
     ScaledClassifier,
 )
-from tailwise.data import EpochBatches, LongTailedData, Split, cifar_lt, digits_lt, random_crop, under_protocol
+from tailwise.data import (
+    EpochBatches,
+    LongTailedData,
+    Normalize,
+    Split,
+    cifar,
+    cifar_lt,
+    digits,
+    digits_lt,
+    random_crop,
+    under_protocol,
+)
 from tailwise.data.augment import Augment
 from tailwise.losses import cross_entropy
 from tailwise.recipes.schema import (
@@ -63,6 +74,12 @@ AUGMENTS: dict[str, Augment | None] = {
     "none": None,
     "shift": partial(random_crop, padding=1, flip=False),
     "crop-flip": partial(random_crop, padding=4, flip=True),
+}
+# Shape of an image and what a network sees of it, known without the data.
+IMAGES: dict[str, tuple[tuple[int, int, int], Normalize]] = {
+    "digits-lt": ((1, 8, 8), digits.NORMALIZE),
+    "cifar10-lt": ((3, 32, 32), cifar.NORMALIZE),
+    "cifar100-lt": ((3, 32, 32), cifar.NORMALIZE),
 }
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross-entropy": cross_entropy}
 STARTING_MOMENTUM = 0.9  # of an average that follows the learning rate, until the first step sets it
