@@ -137,14 +137,15 @@ def test_what_cannot_be_read_is_named_and_the_rest_predicted(trained, pictures, 
     cut.write_bytes((pictures / "00.png").read_bytes()[:60])
     np.savez(narrow, features=np.zeros((2, 5)))
     np.savez(no_features, x=np.zeros((2, 64)))
-    nan, empty = tmp_path / "e.npz", tmp_path / "empty"
+    nan, empty, half = tmp_path / "e.npz", tmp_path / "empty", tmp_path / "half.npz"
+    half.write_bytes(no_features.read_bytes()[:100])
     np.savez(nan, features=np.full((2, 64), np.nan))
     empty.mkdir()
-    wrong = [broken, cut, narrow, no_features, nan, empty, tmp_path / "absent.png"]
+    wrong = [broken, cut, narrow, no_features, nan, empty, half, tmp_path / "absent.png"]
     paths = [broken, pictures / "00.png", *wrong[1:], pictures / "01.png"]
     code, out, err = run(capsys, "predict", trained, *paths, "--alpha", ALPHA, "--format", "jsonl")
     assert code == 2
-    assert err == f"tailwise: paths: not predicted, {broken}: {jsonl(out)[0]['error']} (and 6 more)\n"
+    assert err == f"tailwise: paths: not predicted, {broken}: {jsonl(out)[0]['error']} (and 7 more)\n"
     records = {record["path"]: record for record in jsonl(out)}
     assert list(records) == [str(path) for path in paths]
     for number in (0, 1):
@@ -159,6 +160,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_predicted(trained, pictures, 
             "not a readable file of features",
             "features: expected finite numbers",
             "expected images in this folder, got none",
+            "not a readable file of features",
             "not a readable image",
         ],
         strict=True,
