@@ -153,7 +153,8 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
 def _features(path: Path) -> Tensor:
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            # opened here: numpy leaves a broken archive open
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 features = torch.from_numpy(arrays["features"].astype(np.float32))
         else:
             features = load_file(path)["features"].float()
