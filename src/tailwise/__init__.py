@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         tde_components,
         tde_logits,
     )
+    from tailwise.attachment import attach, detach_adjusted
     from tailwise.checks import InputError
     from tailwise.classifiers import (
         CapsuleClassifier,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
     from tailwise.counts import ClassCounts
     from tailwise.evaluate import Store
+    from tailwise.recipes.deployed import load_deployed
     from tailwise.recipes.measure import load_model
     from tailwise.train import Stage, fit
 
@@ -46,8 +48,10 @@ _HOME = {
     "Stage": "tailwise.train",
     "Store": "tailwise.evaluate",
     "adjust_logits": "tailwise.adjust",
+    "attach": "tailwise.attachment",
     "background_exempted": "tailwise.adjust",
     "counterfactual_tde": "tailwise.adjust",
+    "detach_adjusted": "tailwise.attachment",
     "fit": "tailwise.train",
     "fit_crt": "tailwise.adjust",
     "fit_fslwf": "tailwise.adjust",
@@ -56,6 +60,7 @@ _HOME = {
     "fold_logit_adjustment": "tailwise.adjust",
     "fold_tau_norm": "tailwise.adjust",
     "fold_tde": "tailwise.adjust",
+    "load_deployed": "tailwise.recipes.deployed",
     "load_model": "tailwise.recipes.measure",
     "tde": "tailwise.adjust",
     "tde_components": "tailwise.adjust",
@@ -73,8 +78,10 @@ __all__ = [
     "Stage",
     "Store",
     "adjust_logits",
+    "attach",
     "background_exempted",
     "counterfactual_tde",
+    "detach_adjusted",
     "fit",
     "fit_crt",
     "fit_fslwf",
@@ -83,6 +90,7 @@ __all__ = [
     "fold_logit_adjustment",
     "fold_tau_norm",
     "fold_tde",
+    "load_deployed",
     "load_model",
     "tde",
     "tde_components",

@@ -45,6 +45,7 @@ Metric = Annotated[
     Literal["mean-per-class", "all", "many", "medium", "few", "harmonic-mean", "worst-class"] | None,
     Parameter(help="What strength and epoch are chosen by (default: the recipe's, mean-per-class)."),
 ]
+Seed = Annotated[int | None, Parameter(help="Whose model, where a run has several seeds (default: the first).")]
 RunFolder = Annotated[Path, Parameter(help="A run folder, such as runs/digits-lt/tde.")]
 
 
@@ -262,6 +263,91 @@ def sweep(
         _print_json(record)
     else:
         print_sweep(Console(), record)
+
+
+@app.command
+def export(
+    run: RunFolder,
+    /,
+    *,
+    format: Annotated[  # the option's name
+        Literal["onnx", "torch-export", "safetensors"],
+        Parameter(help="onnx: for onnxruntime. torch-export: for torch alone. safetensors: for tailwise and the hub."),
+    ] = "safetensors",
+    method: Method = None,
+    alpha: AlphaText = None,
+    power: PowerText = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, Parameter(help="A new folder (default: exported/METHOD-FORMAT in the seed's).")] = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Write a run's adjusted model as one file of plain tensors, with a model card: from images as bytes to logits."""
+    from tailwise.recipes.methods import deployed_method
+    from tailwise.recipes.runs import open_run
+
+    strengths = _strength("alpha", alpha, ("auto",)), _strength("power", power, POWERS)
+    opened = open_run(run)
+    given = {"alpha": alpha is not None, "power": power is not None}
+    chosen = deployed_method(opened.rows, opened.recipe.classifier.name, method, **given)
+    folder = opened.seed(seed)
+
+    from tailwise.recipes import deploy, measure
+    from tailwise.recipes.trained import Asked
+
+    with _warnings_as_notes():
+        wrote = deploy.export(measure.open_trained(folder, data_dir), chosen, Asked(*strengths), format, out)
+    if json:
+        _print_json({"method": chosen, "seed": folder.seed, "wrote": [str(wrote)]})
+    else:
+        print(f"wrote {wrote}: {chosen} of seed {folder.seed}, and its model card")
+
+
+@app.command
+def predict(
+    run: RunFolder,
+    /,
+    *paths: Annotated[Path, Parameter(help="Images, folders of images, or .npz / .safetensors files with `features`.")],
+    format: Annotated[Literal["csv", "jsonl"], Parameter(help="A table, or a JSON object per line.")] = "csv",
+    top_k: Annotated[int, Parameter(help="How many classes to name, the most probable first.")] = 1,
+    method: Method = None,
+    alpha: AlphaText = None,
+    power: PowerText = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, Parameter(help="A file (default: standard output).")] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+) -> None:
+    """Name the classes of images or stored features, with probabilities before and after adjustment.
+
+    A file that cannot be read has a line that says why; the others are predicted, and the command exits with 2.
+    """
+    if not paths:
+        raise checks.InputError("paths: expected at least one image, folder or file of features, got none")
+    from tailwise.recipes.methods import deployed_method
+    from tailwise.recipes.runs import open_run, write_text
+
+    strengths = _strength("alpha", alpha, ("auto",)), _strength("power", power, POWERS)
+    opened = open_run(run)
+    given = {"alpha": alpha is not None, "power": power is not None}
+    chosen = deployed_method(opened.rows, opened.recipe.classifier.name, method, **given)
+    folder = opened.seed(seed)
+
+    from tailwise.recipes import measure
+    from tailwise.recipes.predict import Failures, predictions
+    from tailwise.recipes.trained import Asked
+    from tailwise.report.predictions import csv_lines, json_lines
+
+    failures = Failures()
+    with _warnings_as_notes():
+        trained = measure.open_trained(folder, data_dir, device=device)
+        records = predictions(trained, chosen, Asked(*strengths), paths, top_k, device, failures)
+        lines = csv_lines(records) if format == "csv" else json_lines(records)
+        if out is not None:
+            write_text(out, "".join(lines))
+        else:
+            sys.stdout.writelines(lines)
+    failures.raise_any()
 
 
 @app.command

@@ -47,7 +47,7 @@ def _wide(x: Tensor) -> torch.dtype:
 def heads(x: Float[Tensor, "N D"], num_heads: int) -> Float[Tensor, "N K d"]:
     """Split the features of each row into `num_heads` consecutive parts of equal width."""
     checks.divides(checks.whole("num_heads", num_heads), x.shape[1])
-    return x.view(len(x), num_heads, x.shape[1] // num_heads)
+    return x.view(x.shape[0], num_heads, x.shape[1] // num_heads)  # not len(x): torch.export keeps N free
 
 
 def scale_features(features: Float[Tensor, "N D"], num_heads: int, norm: Norm) -> Float[Tensor, "N K d"]:

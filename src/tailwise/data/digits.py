@@ -14,6 +14,7 @@ from tailwise.data.long_tail import Profile, frozen_order, ids_hash, long_tailed
 TEST_PER_CLASS = 50
 VAL_PER_CLASS = 14
 MAX_TRAIN = 110
+NORMALIZE = Normalize(scale=16.0, mean=(0.3,), std=(0.4,))
 
 
 def digits_lt(seed: int, *, imbalance_ratio: float = 50, profile: Profile = "exp") -> LongTailedData:
@@ -55,7 +56,7 @@ def digits_lt(seed: int, *, imbalance_ratio: float = 50, profile: Profile = "exp
         published_counts=ClassCounts(counts),
         class_names=tuple(str(digit) for digit in range(10)),
         subset_hash=ids_hash(train.ids, test.ids),
-        normalize=Normalize(scale=16.0, mean=(0.3,), std=(0.4,)),
+        normalize=NORMALIZE,
     )
 
 

@@ -19,7 +19,17 @@ from tailwise.classifiers import (
     MlpClassifier,
     ScaledClassifier,
 )
-from tailwise.data import EpochBatches, LongTailedData, Split, cifar_lt, digits_lt, under_protocol
+from tailwise.data import (
+    EpochBatches,
+    LongTailedData,
+    Normalize,
+    Split,
+    cifar,
+    cifar_lt,
+    digits,
+    digits_lt,
+    under_protocol,
+)
 from tailwise.methods.oltr import MetaEmbeddingClassifier
 from tailwise.recipes.schema import (
     CausalSettings,
@@ -40,6 +50,12 @@ BACKBONES: dict[str, Callable[[], DigitsNet | ResNet32]] = {
     "digits-net-two-branch": partial(DigitsNet, two_branch=True),
     "resnet32": ResNet32,
     "resnet32-two-branch": partial(ResNet32, two_branch=True),
+}
+# Shape of an image and what a network sees of it, known without the data.
+IMAGES: dict[str, tuple[tuple[int, int, int], Normalize]] = {
+    "digits-lt": ((1, 8, 8), digits.NORMALIZE),
+    "cifar10-lt": ((3, 32, 32), cifar.NORMALIZE),
+    "cifar100-lt": ((3, 32, 32), cifar.NORMALIZE),
 }
 STARTING_MOMENTUM = 0.9  # of an average that follows the learning rate, until the first step sets it
 

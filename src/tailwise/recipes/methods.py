@@ -96,6 +96,19 @@ def tde_of(classifier: str) -> str | None:
     return next((name for name in adjusters_of(classifier) if METHODS[name].adjust == "tde"), None)
 
 
+def deployed_method(reported: Sequence[str], classifier: str, method: str | None, *, alpha: bool, power: bool) -> str:
+    """The id whose model is used: the one asked for, else total direct effect, else the run's own.
+
+    Arguments and errors as in `asked_rows`.
+
+    >>> deployed_method(["linear"], "linear", None, alpha=False, power=False)
+    'linear'
+    """
+    chosen = method or tde_of(classifier) or reported[0]
+    asked_rows(reported, classifier, chosen, alpha=alpha, power=power)
+    return chosen
+
+
 def sweepable(classifier: str) -> str:
     """The id whose strength can be swept for a trained classifier of this kind.
 

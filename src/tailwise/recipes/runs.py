@@ -65,6 +65,18 @@ class Run:
     recipe: Recipe
     seeds: tuple[SeedFolder, ...]
 
+    def seed(self, number: int | None) -> SeedFolder:
+        """The folder of a seed; None asks for the first.
+
+        Raises:
+            InputError: no such seed here.
+        """
+        for seed in self.seeds:
+            if number in (None, seed.seed):
+                return seed
+        there = ", ".join(str(seed.seed) for seed in self.seeds)
+        raise checks.InputError(f"seed: expected one of {there}, got {number}")
+
     @property
     def rows(self) -> list[str]:
         """What it reports: its recipe's methods, and those that every seed was adjusted by since, in METHODS' order."""
