@@ -14,6 +14,7 @@ from tailwise.adjust.search import (
     sweep_norm_power,
 )
 from tailwise.adjust.tau_norm import fold_tau_norm, learn_norm_power, tau_norm_components, tau_norm_weight
+from tailwise.adjust.temperature import fit_temperature, fold_temperature
 from tailwise.adjust.total_direct_effect import fold_tde, head_cosine, tde, tde_components, tde_logits
 from tailwise.adjust.unseen import mask_unseen
 
@@ -27,9 +28,11 @@ __all__ = [
     "fit_crt",
     "fit_lws",
     "fit_ncm",
+    "fit_temperature",
     "fold_linear",
     "fold_tau_norm",
     "fold_tde",
+    "fold_temperature",
     "head_cosine",
     "learn_norm_power",
     "mask_unseen",
