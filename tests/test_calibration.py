@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from causal_oracles import unchecked
 from hypothesis import given
 from hypothesis import strategies as st
 
+from causal_oracles import unchecked
 from tailwise import InputError
 from tailwise.adjust import fit_temperature, fold_temperature
 from tailwise.classifiers import FoldedClassifier

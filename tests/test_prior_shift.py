@@ -4,10 +4,10 @@ import warnings
 
 import numpy as np
 import pytest
-from causal_oracles import unchecked
 from hypothesis import given
 from hypothesis import strategies as st
 
+from causal_oracles import unchecked
 from tailwise import ClassCounts, InputError
 from tailwise.evaluate import (
     accuracy_under_prior,
