@@ -1,6 +1,8 @@
 """What is done to a trained model, with no gradient to its backbone."""
 
 from tailwise.adjust.background import background_exempted
+from tailwise.adjust.choose import Chosen, choose_with_interval, cross_fitted_predictions, heuristic_alpha
+from tailwise.adjust.combine import STRENGTHS, Alone, Combination, combine, fold_combination
 from tailwise.adjust.nearest_mean import class_means, fit_ncm
 from tailwise.adjust.relearn import fit_crt, fit_lws, fold_linear, relearn
 from tailwise.adjust.search import (
@@ -21,19 +23,28 @@ from tailwise.adjust.unseen import mask_unseen
 __all__ = [
     "ALPHAS",
     "NORM_POWERS",
+    "STRENGTHS",
+    "Alone",
+    "Chosen",
+    "Combination",
     "Sweep",
     "background_exempted",
     "choose",
+    "choose_with_interval",
     "class_means",
+    "combine",
+    "cross_fitted_predictions",
     "fit_crt",
     "fit_lws",
     "fit_ncm",
     "fit_temperature",
+    "fold_combination",
     "fold_linear",
     "fold_tau_norm",
     "fold_tde",
     "fold_temperature",
     "head_cosine",
+    "heuristic_alpha",
     "learn_norm_power",
     "mask_unseen",
     "predictions_by_alpha",

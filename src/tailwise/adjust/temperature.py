@@ -1,19 +1,16 @@
 """Temperature scaling: make an adjusted classifier's probabilities mean what they say (Guo et al. 2017)."""
 
 import math
-from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tailwise import checks
 from tailwise.adjust.nearest_mean import class_labels
 from tailwise.classifiers import FoldedClassifier
+from tailwise.evaluate.prior_shift import Prior, prior_weights
 from tailwise.shapes import Float, Int
 
-Prior = Sequence[float] | NDArray[np.floating]
 ROWS = 1024  # a block of logits that stays in the cache
 LOWEST, HIGHEST = 0.01, 100.0
 
@@ -51,7 +48,10 @@ def fit_temperature(
             f"labels: expected one for each of {len(logits)} logits, at least one, got {len(labels)}"
         )
     labels = class_labels(labels, logits.shape[1])
-    weight = _weights(labels, logits.shape[1], target_prior)
+    weight = torch.full((len(labels),), 1 / len(labels), dtype=torch.float64, device=logits.device)
+    if target_prior is not None:
+        q = checks.prior("target_prior", target_prior, logits.shape[1])
+        weight = torch.from_numpy(prior_weights(labels.cpu().numpy(), q)).to(logits.device)
     used = weight > 0
     z, labels, weight = logits[used], labels[used], weight[used]
     if (z.gather(1, labels[:, None]) == -torch.inf).any():
@@ -108,17 +108,3 @@ def _derivatives(z: Tensor, labels: Tensor, weight: Tensor, beta: float) -> tupl
         slope += float(w @ (mean - part.gather(1, target[:, None])[:, 0]))
         curvature += float(w @ ((p * part**2).sum(dim=1) - mean**2))
     return slope, curvature
-
-
-def _weights(labels: Tensor, num_classes: int, target_prior: Prior | None) -> Float[Tensor, " N"]:
-    """What each sample weighs under the target prior; they sum to 1."""
-    seen = torch.bincount(labels, minlength=num_classes).double()
-    if target_prior is None:
-        return torch.ones_like(labels, dtype=torch.float64) / len(labels)
-    prior = torch.from_numpy(checks.prior("target_prior", target_prior, num_classes)).to(labels.device)
-    absent = ((prior > 0) & (seen == 0)).nonzero()
-    if len(absent):
-        raise checks.InputError(
-            f"target_prior: expected frequency 0 for classes without a sample, got class {int(absent[0])}"
-        )
-    return (prior / seen.clamp_min(1))[labels]

@@ -20,6 +20,7 @@ from tailwise.evaluate.prior_shift import (
     EstimatedPrior,
     accuracy_under_prior,
     estimate_prior,
+    prior_weights,
     shifted_indices,
     shifted_prior,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "metric",
     "per_class_accuracy",
     "predict",
+    "prior_weights",
     "reliability",
     "shifted_indices",
     "shifted_prior",

@@ -10,11 +10,43 @@ from numpy.typing import NDArray
 
 from tailwise import checks
 from tailwise.counts import ClassCounts
-from tailwise.evaluate.metrics import Classes, per_class_accuracy
+from tailwise.evaluate.metrics import Classes
 from tailwise.seeds import mixed_seed
 
 Direction = Literal["forward", "backward"]
-Prior = NDArray[np.floating] | Sequence[float]
+Prior = Sequence[float] | NDArray[np.floating]
+
+
+def prior_weights(labels: Classes, target_prior: Prior | None) -> NDArray[np.float64]:
+    """What each sample weighs for its class to come as often as `target_prior` says: q_y / n_y, [N]; they sum to 1.
+
+    Args:
+        labels: classes, in 0..C-1, [N].
+        target_prior: q, frequencies that sum to 1, [C]; None is uniform over the classes that have a sample.
+
+    Raises:
+        InputError: a prior that is none, a class of the prior without a sample, a label that is no class of it.
+
+    Limit case: the frequencies of the labels themselves weigh all samples alike.
+
+    >>> prior_weights(np.array([0, 0, 1]), [0.5, 0.5])
+    array([0.25, 0.25, 0.5 ])
+    """
+    if not len(labels):
+        raise checks.InputError("labels: expected at least one, got none")
+    if target_prior is None:
+        seen = np.bincount(labels)
+        return np.asarray(1 / (seen[labels] * (seen > 0).sum()))
+    q = checks.prior("target_prior", target_prior, len(target_prior))
+    checks.labels_in_range("labels", labels, len(q))
+    seen = np.bincount(labels, minlength=len(q))
+    absent = np.flatnonzero((q > 0) & (seen == 0))
+    if len(absent):
+        raise checks.InputError(
+            f"target_prior: expected frequency 0 for classes without a sample, got {q[absent[0]]:g} "
+            f"for class {absent[0]} ({len(absent)} such)"
+        )
+    return np.asarray(q[labels] / seen[labels])
 
 
 def accuracy_under_prior(predicted: Classes, labels: Classes, target_prior: Prior) -> float:
@@ -29,22 +61,16 @@ def accuracy_under_prior(predicted: Classes, labels: Classes, target_prior: Prio
         target_prior: q, frequencies that sum to 1, [C].
 
     Raises:
-        InputError: a prior that is none, a class of the prior without a sample; as `per_class_accuracy`.
+        InputError: different lengths; as `prior_weights`.
 
     Limit cases: a uniform prior is `mean_per_class_accuracy`, the frequencies of the labels top-1 over samples.
 
     >>> accuracy_under_prior(np.array([0, 1, 1]), np.array([0, 0, 1]), [0.75, 0.25])
     62.5
     """
-    q = checks.prior("target_prior", target_prior, len(target_prior))
-    per_class = per_class_accuracy(predicted, labels, len(q))
-    absent = np.flatnonzero((q > 0) & np.isnan(per_class))
-    if len(absent):
-        raise checks.InputError(
-            f"target_prior: expected frequency 0 for classes without a sample, got {q[absent[0]]:g} "
-            f"for class {absent[0]} ({len(absent)} such)"
-        )
-    return float(per_class[q > 0] @ q[q > 0])
+    if len(predicted) != len(labels):
+        raise checks.InputError(f"predicted: expected one class for each of {len(labels)} labels, got {len(predicted)}")
+    return float(100 * prior_weights(labels, target_prior) @ (predicted == labels))
 
 
 def shifted_prior(counts: ClassCounts, ratio: float, direction: Direction) -> NDArray[np.float64]:
