@@ -4,7 +4,7 @@ from tailwise.adjust.background import background_exempted
 from tailwise.adjust.choose import Chosen, choose_with_interval, cross_fitted_predictions, heuristic_alpha
 from tailwise.adjust.combine import STRENGTHS, Alone, Combination, combine, fold_combination
 from tailwise.adjust.nearest_mean import class_means, fit_ncm
-from tailwise.adjust.relearn import fit_crt, fit_lws, fold_linear, relearn
+from tailwise.adjust.relearn import fit_crt, fit_lws, fold_linear, learn_linear, relearn
 from tailwise.adjust.search import (
     ALPHAS,
     NORM_POWERS,
@@ -45,6 +45,7 @@ __all__ = [
     "fold_temperature",
     "head_cosine",
     "heuristic_alpha",
+    "learn_linear",
     "learn_norm_power",
     "mask_unseen",
     "predictions_by_alpha",
