@@ -3,6 +3,7 @@
 from tailwise.adjust.background import background_exempted
 from tailwise.adjust.choose import Chosen, choose_with_interval, cross_fitted_predictions, heuristic_alpha
 from tailwise.adjust.combine import STRENGTHS, Alone, Combination, combine, fold_combination
+from tailwise.adjust.mean_direction import fold_mean_direction
 from tailwise.adjust.nearest_mean import class_means, fit_ncm
 from tailwise.adjust.relearn import fit_crt, fit_lws, fold_linear, learn_linear, relearn
 from tailwise.adjust.search import (
@@ -40,6 +41,7 @@ __all__ = [
     "fit_temperature",
     "fold_combination",
     "fold_linear",
+    "fold_mean_direction",
     "fold_tau_norm",
     "fold_tde",
     "fold_temperature",
