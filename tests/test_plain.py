@@ -1,6 +1,10 @@
 """Adjusting the last layer of a plain model: pure functions, files, the command."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +108,15 @@ def test_names_in_safetensors_and_limit_case(files):
     untouched, alpha = fold_mean_direction(linear, x, 0.0)
     assert alpha == 0
     assert torch.equal(untouched(x), linear(x))
+
+
+def test_the_page_on_own_features_runs(tmp_path):
+    page = (Path(__file__).parents[1] / "docs/own_features.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    assert len(blocks) == 2
+    for code in blocks:
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
 
 
 def test_misuse_is_one_line(files, capsys):

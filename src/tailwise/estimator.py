@@ -138,7 +138,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         (self.folded_,) = self._adjusted([self.method_], features, target, seed)
         return self
 
-    @available_if(_streams)
+    @available_if(_streams)  # type: ignore[untyped-decorator]  # scikit-learn has no types
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "LongTailClassifier":  # noqa: N803
         """One pass over a chunk of a stream, for "tde", "de-confound" and "cosine"; returns itself.
 
@@ -327,7 +327,8 @@ def _centered(classifier: FoldedClassifier, center: Tensor) -> FoldedClassifier:
 def _less_prior(classifier: FoldedClassifier, counts: ClassCounts, strength: float) -> FoldedClassifier:
     """logits - strength * log prior; a class without a sample keeps its -inf."""
     log_prior = torch.tensor(counts.per_class).clamp_min(1).log()
-    return FoldedClassifier(classifier.weight, bias=classifier.bias - strength * log_prior, center=classifier.center)
+    bias = torch.zeros_like(log_prior) if classifier.bias is None else classifier.bias
+    return FoldedClassifier(classifier.weight, bias=bias - strength * log_prior, center=classifier.center)
 
 
 class _Predicted(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
