@@ -28,6 +28,7 @@ from tailwise.adjust import (
     tde_components,
 )
 from tailwise.adjust.choose import times_drawn
+from tailwise.adjust.combine import undrawn_weights
 from tailwise.evaluate import accuracy_under_prior, mean_per_class_accuracy
 
 C = 4
@@ -206,6 +207,21 @@ def test_gains_are_on_samples_that_were_not_drawn():
     assert found.score > found.alpha_alone.score
     assert not found.alpha_alone.beaten
     assert found.alpha_alone.gain < found.score - found.alpha_alone.score
+
+
+def test_undrawn_weights_are_the_target_prior_on_what_was_not_drawn():
+    labels = np.array([0] * 6 + [1] * 3 + [2])
+    weights = 100 * np.where(labels == 0, 0.5 / 6, np.where(labels == 1, 0.3 / 3, 0.2))
+    drawn = times_drawn(labels, 30, seed=0)
+    left_out = undrawn_weights(labels, weights, drawn)
+    assert (left_out[drawn > 0] == 0).all()
+    for resample in range(30):
+        there = [c for c in range(3) if (drawn[labels == c, resample] == 0).any()]  # never class 2, of one sample
+        q = np.array([0.5, 0.3, 0.2])[there] / np.array([0.5, 0.3, 0.2])[there].sum()
+        sums = [left_out[labels == c, resample].sum() for c in there]
+        assert sums == pytest.approx(100 * q)
+        for c in there:
+            assert len(set(left_out[(labels == c) & (drawn[:, resample] == 0), resample])) == 1
 
 
 def test_limit_cases_of_combine():

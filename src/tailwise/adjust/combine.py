@@ -127,7 +127,7 @@ def combine(
     present = _present_prior(truth[usable.cpu().numpy()], target_prior, num_classes)
     temperature = fit_temperature(logits[usable], labels[usable], target_prior=present)
 
-    undrawn = _undrawn_weights(truth, weights, drawn)
+    undrawn = undrawn_weights(truth, weights, drawn)
 
     def alone(left_out: int) -> Alone:
         part = _chosen(scores, pairs, np.flatnonzero(pairs[:, left_out] == 0))
@@ -238,7 +238,7 @@ def _chosen(scores: NDArray[np.float64], pairs: NDArray[np.float64], places: NDA
     return chosen
 
 
-def _undrawn_weights(
+def undrawn_weights(
     labels: NDArray[np.int64], weights: NDArray[np.float64], drawn: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """`weights` for what a resample has not drawn, [N, resamples]; a class that is all drawn is left out."""
