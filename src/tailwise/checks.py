@@ -105,3 +105,34 @@ def finite(argument: str, values: "np.ndarray[tuple[int, ...], np.dtype[np.float
             f"{argument}: expected finite numbers, got NaN or infinity in {len(rows)} of {len(values)} rows "
             f"(first: row {int(rows[0])})"
         )
+
+
+def probabilities(argument: str, values: "np.ndarray[tuple[int, ...], np.dtype[np.floating]]") -> None:
+    """Refuse what is no table of probabilities [N, C], as logits are not: each row between 0 and 1, summing to 1."""
+    if np.ndim(values) != 2:
+        raise InputError(f"{argument}: expected probabilities [N, C], got shape {list(np.shape(values))}")
+    finite(argument, values)
+    # float16 rounds a sum over a thousand classes by that much
+    wrong = np.flatnonzero((values < 0).any(axis=1) | (abs(values.sum(axis=1, dtype=np.float64) - 1) > 1e-2))
+    if len(wrong):
+        raise InputError(
+            f"{argument}: expected rows of at least 0 that sum to 1, got {len(wrong)} of {len(values)} that do not "
+            f"(first: row {int(wrong[0])}); logits become probabilities by softmax"
+        )
+
+
+def prior(argument: str, values: Sequence[float] | np.ndarray, num_classes: int) -> np.ndarray:
+    """`values` as float64 [C] if they are the frequencies of C classes: at least 0, summing to 1.
+
+    >>> prior("target_prior", [0.75, 0.25], 2)
+    array([0.75, 0.25])
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (num_classes,):
+        raise InputError(f"{argument}: expected a frequency for each of {num_classes} classes, got {list(array.shape)}")
+    if not (array >= 0).all() or abs(array.sum() - 1) > 1e-6:
+        raise InputError(
+            f"{argument}: expected frequencies of at least 0 that sum to 1, got a sum of {array.sum():g} "
+            f"and a least of {array.min():g}"
+        )
+    return array

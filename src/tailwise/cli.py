@@ -176,7 +176,7 @@ def evaluate(
 
 @app.command
 def adjust(
-    run: RunFolder,
+    run: Annotated[Path | None, Parameter(help="A run folder; none with --weights.")] = None,
     /,
     *settings: Annotated[str, Parameter(help="Overrides of what follows training: second.crt.stage.epochs=5.")],
     method: Method = None,
@@ -186,9 +186,25 @@ def adjust(
     data_dir: DataDir = None,
     device: Device = "auto",
     track: Track = None,
+    weights: Annotated[
+        Path | None,
+        Parameter(help="Last layer of a plain model, not of a run: weight, bias (.npy, .npz, .safetensors)."),
+    ] = None,
+    features: Annotated[Path | None, Parameter(help="With --weights: features [N, D].")] = None,
+    labels: Annotated[Path | None, Parameter(help="With --weights: their classes [N], whole numbers from 0.")] = None,
+    out: Annotated[Path, Parameter(help="With --weights: the file to write.")] = Path("adjusted.safetensors"),
     json: Json = False,
 ) -> None:
-    """Adjust a trained run: choose a strength or train a second stage, write the new classifier beside the old."""
+    """Adjust a trained run: choose a strength or train a second stage, write the new classifier beside the old.
+
+    With --weights W --features F --labels Y --method plain|la|tau-norm|lws|crt|ncm|tde|auto it adjusts the last layer
+    of any model; --alpha and --power are numbers then, and tde is a heuristic (the mean feature as head direction).
+    """
+    if weights or features or labels:
+        _adjust_plain(run, settings, weights, features, labels, out, method, alpha, power, json=json)
+        return
+    if run is None:
+        raise checks.InputError("adjust: expected a run folder, or --weights, --features and --labels, got neither")
     strengths = _strength("alpha", alpha, ("auto",)), _strength("power", power, POWERS)
     from tailwise.recipes.catalog import with_second_stage
     from tailwise.recipes.methods import asked_rows, checked_adjuster
@@ -394,6 +410,43 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _fail(line: str) -> NoReturn:
     print(f"tailwise: {line}", file=sys.stderr)
     sys.exit(2)
+
+
+def _adjust_plain(
+    run: Path | None,
+    settings: Sequence[str],
+    weights: Path | None,
+    features: Path | None,
+    labels: Path | None,
+    out: Path,
+    method: str | None,
+    alpha: str | None,
+    power: str | None,
+    *,
+    json: bool,
+) -> None:
+    if run or settings or not (weights and features and labels):
+        raise checks.InputError(
+            "adjust: expected a run folder, or --weights, --features and --labels, got a part of both"
+        )
+    for name, given, owner in (("alpha", alpha, "tde"), ("power", power, "tau-norm")):
+        if given is not None and method != owner:
+            raise checks.InputError(f"{name}: expected --method {owner}, got {method or 'auto'}")
+    strength = _strength("alpha", alpha, ()) if alpha is not None else _strength("power", power, ())
+    from tailwise.recipes.plain import adjust_plain, read_plain, write_plain
+
+    result = adjust_plain(read_plain(weights, features, labels), method or "auto", strength=strength)
+    write_plain(result, out)
+    record = {"method": result.method, **result.notes, "wrote": [str(out)]}
+    if json:
+        _print_json(record)
+        return
+    for name, told in result.notes.get("scores", {}).items():
+        low, high = told["interval"]
+        print(f"{name:<10} {told['score']:5.1f}  [{low:.1f}, {high:.1f}]")
+    own = {name: value for name, value in result.notes.items() if name != "scores"}
+    print(f"{result.method}{''.join(f', {name} {value}' for name, value in own.items())}")
+    print(f"wrote {out}")
 
 
 def _strength(name: str, text: str | None, words: Sequence[str]) -> Any:

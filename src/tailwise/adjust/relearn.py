@@ -1,4 +1,4 @@
-"""Second stages on stored features: re-train or re-scale the classifier, class-balanced (Kang et al. 2020).
+"""Stages on stored features: train the classifier, or re-train or re-scale it, class-balanced (Kang et al. 2020).
 
 The paper trains second stages on augmented images, which `tailwise.recipes` does. Here the features of the training
 images, computed once, take their place: the same loop, sampler and settings, in minutes on a CPU.
@@ -20,7 +20,8 @@ from tailwise.adjust.nearest_mean import check_samples
 from tailwise.adjust.unseen import bias_of_unseen
 from tailwise.classifiers import FoldedClassifier, LinearClassifier, ScaledClassifier
 from tailwise.counts import ClassCounts
-from tailwise.sampling import EpochSampler, Members, class_aware_draw
+from tailwise.sampling import EpochSampler, Members, class_aware_draw, instance_draw
+from tailwise.sampling.draws import Indices
 from tailwise.seeds import mixed_seed
 from tailwise.shapes import Float, Int
 from tailwise.train import Stage, cosine, fit
@@ -35,10 +36,12 @@ def relearn(
     labels: Int[Tensor, " N"],
     num_classes: int,
     *,
+    balanced: bool = True,
     epochs: int = 10,
     batch_size: int | None = None,
     learning_rate: float = 0.2,
     weight_decay: float = 5e-4,
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
     seed: int = 0,
 ) -> Classifier:
     """Train a classifier on stored features, every class drawn equally often; returns it.
@@ -52,9 +55,11 @@ def relearn(
         features: of the training images, [N, D].
         labels: their classes, [N].
         num_classes: C.
+        balanced: every class equally often; False draws every feature once an epoch, which is a first stage.
         epochs, learning_rate, weight_decay: of the stage; an epoch draws N features.
         batch_size: of each step; None is N / 100, but 32 at least and the paper's 512 at most, since a handful of steps
             an epoch would not do.
+        optimizer: parameters -> optimiser; None is SGD with momentum 0.9 and `weight_decay`.
         seed: of the draws.
 
     Raises:
@@ -65,9 +70,53 @@ def relearn(
     True
     """
     labels = check_samples(features, labels, num_classes)
-    settings = Settings(epochs, batch_size, learning_rate, weight_decay, seed)
+    settings = Settings(balanced, epochs, batch_size, learning_rate, weight_decay, seed)
     dtype = next(classifier.parameters()).dtype
-    return _train(classifier, features, labels, num_classes, settings, lambda batch: batch.to(dtype))
+    return _train(classifier, features, labels, num_classes, settings, lambda batch: batch.to(dtype), optimizer)
+
+
+def learn_linear(
+    features: Float[Tensor, "N D"],
+    labels: Int[Tensor, " N"],
+    num_classes: int,
+    *,
+    balanced: bool,
+    epochs: int = 10,
+    batch_size: int | None = None,
+    learning_rate: float = 0.2,
+    weight_decay: float = 5e-4,
+    seed: int = 0,
+) -> LinearClassifier:
+    """A fresh linear classifier on stored features: cRT's if balanced, else a first stage. Arguments as in `relearn`.
+
+    The steps are taken on (x - mean) * s and folded back into W and b, where s brings the mean squared length to 5 C: a
+    class is the target of one sample in C, so that a step moves its logits by about learning_rate * |x|^2 / C. One
+    learning rate then suits features of any origin, width and number of classes, and the mean, which all samples
+    share, slows nothing down.
+
+    Returns:
+        Weight and bias in float32, whatever the precision of the features.
+
+    Limit case: the scale and the origin of the features change nothing.
+
+    >>> x, y = torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)
+    >>> learn_linear(x, y, 3, balanced=False)(x).argmax(dim=1).equal(y)
+    True
+    """
+    labels, features = check_samples(features, labels, num_classes), features.detach()
+    center = features.double().mean(dim=0).float()
+    squares = sum(float(((part - center).double() ** 2).sum()) for part in torch.split(features, 4096))
+    scale = math.sqrt(LENGTH * num_classes * len(features) / squares) if squares else 1.0
+    with torch.random.fork_rng(devices=[]):  # the first weights depend on `seed` alone
+        torch.default_generator.manual_seed(mixed_seed(checks.whole("seed", seed, at_least=0)))
+        linear = LinearClassifier(features.shape[1], num_classes).to(features.device)
+    settings = Settings(balanced, epochs, batch_size, learning_rate, weight_decay, seed)
+    _train(linear, features, labels, num_classes, settings, lambda batch: (batch.float() - center) * scale)
+    with torch.no_grad():
+        assert linear.bias is not None
+        linear.weight.mul_(scale)
+        linear.bias.sub_(linear.weight @ center)
+    return linear
 
 
 def fit_crt(
@@ -84,12 +133,8 @@ def fit_crt(
 ) -> FoldedClassifier:
     """Classifier re-training on stored features: a fresh linear classifier, every class drawn equally often.
 
-    Kang et al. 2020, cRT, with stored features in place of augmented images. Arguments and errors as in `relearn`.
-
-    The steps are taken on (x - mean) * s and folded back into W and b, where s brings the mean squared length to 5 C: a
-    class is the target of one sample in C, so that a step moves its logits by about learning_rate * |x|^2 / C. One
-    learning rate then suits features of any origin, width and number of classes, and the mean, which all samples
-    share, slows nothing down.
+    Kang et al. 2020, cRT, with stored features in place of augmented images: `learn_linear`, balanced. Arguments and
+    errors as in `relearn`.
 
     Args:
         allow_unseen: let a class without a training image be predicted.
@@ -103,19 +148,17 @@ def fit_crt(
     >>> fit_crt(x, y, 3)(x).argmax(dim=1).equal(y)
     True
     """
-    labels, features = check_samples(features, labels, num_classes), features.detach()
-    center = features.double().mean(dim=0).float()
-    squares = sum(float(((part - center).double() ** 2).sum()) for part in torch.split(features, 4096))
-    scale = math.sqrt(LENGTH * num_classes * len(features) / squares) if squares else 1.0
-    with torch.random.fork_rng(devices=[]):  # the first weights depend on `seed` alone
-        torch.default_generator.manual_seed(mixed_seed(checks.whole("seed", seed, at_least=0)))
-        linear = LinearClassifier(features.shape[1], num_classes).to(features.device)
-    settings = Settings(epochs, batch_size, learning_rate, weight_decay, seed)
-    _train(linear, features, labels, num_classes, settings, lambda batch: (batch.float() - center) * scale)
-    with torch.no_grad():
-        assert linear.bias is not None
-        linear.weight.mul_(scale)
-        linear.bias.sub_(linear.weight @ center)
+    linear = learn_linear(
+        features,
+        labels,
+        num_classes,
+        balanced=True,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        seed=seed,
+    )
     return fold_linear(linear, ClassCounts.of_labels(labels.cpu().numpy(), num_classes), allow_unseen=allow_unseen)
 
 
@@ -187,8 +230,9 @@ def fold_linear(
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a second stage; the terms are those of `relearn`."""
+    """Of a stage on features; the terms are those of `relearn`."""
 
+    balanced: bool
     epochs: int
     batch_size: int | None
     learning_rate: float
@@ -203,6 +247,7 @@ def _train(
     num_classes: int,
     settings: Settings,
     prepare: Callable[[Tensor], Tensor],
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
 ) -> Classifier:
     checks.whole("epochs", settings.epochs)
     checks.whole("seed", settings.seed, at_least=0)
@@ -213,14 +258,17 @@ def _train(
         found = classifier.eval()(prepare(features[:1])).shape[1]
     if found != num_classes:
         raise checks.InputError(f"classifier: expected logits of {num_classes} classes, got {found}")
-    members = Members.of(labels.cpu().numpy(), ClassCounts.of_labels(labels.cpu().numpy(), num_classes))
+    draw: Callable[[int], Indices] = partial(instance_draw, len(labels), settings.seed)
+    if settings.balanced:
+        members = Members.of(labels.cpu().numpy(), ClassCounts.of_labels(labels.cpu().numpy(), num_classes))
+        draw = partial(class_aware_draw, members, settings.seed)
     stage = Stage(
         name="relearn",
         epochs=settings.epochs,
         batch_size=batch_size,
-        sampler=EpochSampler(partial(class_aware_draw, members, settings.seed), batch_size=batch_size),
+        sampler=EpochSampler(draw, batch_size=batch_size),
         loss=F.cross_entropy,
-        optimizer=partial(_sgd, weight_decay=settings.weight_decay),
+        optimizer=optimizer or partial(_sgd, weight_decay=settings.weight_decay),
         learning_rate=cosine(settings.learning_rate, settings.epochs),
     )
     with torch.inference_mode(False), torch.enable_grad():

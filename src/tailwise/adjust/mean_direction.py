@@ -1,0 +1,50 @@
+"""Total direct effect on a plain linear classifier: a heuristic, not the method of Tang et al. 2020."""
+
+import torch
+from torch import Tensor
+
+from tailwise import checks
+from tailwise.classifiers import FoldedClassifier, LinearClassifier
+from tailwise.classifiers.functional import unit
+from tailwise.shapes import Float
+
+
+@torch.no_grad()
+def fold_mean_direction(
+    classifier: LinearClassifier, features: Float[Tensor, "N D"], alpha: float | None = None
+) -> tuple[FoldedClassifier, float]:
+    """W (I - alpha d d^T) x + b, d the unit vector of the mean training feature; and the alpha.
+
+    A heuristic: Eq. 8 is derived for normalized classifiers trained with the moving average of their features. A plain
+    softmax classifier has neither, its lengths still tell the classes apart, and nothing says that the mean feature is
+    what its momentum made of it. Choose it on validation data or not at all.
+
+    Args:
+        classifier: linear, as trained.
+        features: of the training images, [N, D].
+        alpha: how much is removed; None is the rule of thumb, 1 / mean cos(x, d).
+
+    Raises:
+        InputError: features that do not fit or have no direction in common.
+
+    Limit case: alpha = 0 is the classifier.
+
+    >>> linear = tailwise.LinearClassifier(2, 2, bias=False)
+    >>> _ = linear.weight.data.copy_(torch.eye(2))
+    >>> fold_mean_direction(linear, torch.tensor([[3.0, 0.0]]), 1.0)[0](torch.tensor([[3.0, 4.0]]))
+    tensor([[0., 4.]])
+    """
+    checks.feature_shape(features.shape, classifier.weight.shape[1])
+    checks.finite("features", features.float().cpu().numpy())
+    direction = unit(features.double().mean(dim=0))
+    if alpha is None:
+        cosine = float((unit(features.double()) @ direction).mean())
+        if not cosine > 0:
+            raise checks.InputError(
+                f"features: expected a direction in common, got a mean cosine of {cosine:g} to their mean"
+            )
+        alpha = 1 / cosine
+    checks.number("alpha", alpha)
+    weight = classifier.weight.double()
+    weight = weight - alpha * (weight @ direction)[:, None] * direction
+    return FoldedClassifier(weight.to(classifier.weight.dtype), bias=classifier.bias), alpha

@@ -1,0 +1,346 @@
+"""A scikit-learn classifier over features of any origin: the methods of this library where data is long-tailed."""
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import get_scorer
+from sklearn.utils import check_random_state
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from tailwise import checks
+from tailwise.adjust import (
+    ALPHAS,
+    Chosen,
+    choose_with_interval,
+    cross_fitted_predictions,
+    fit_crt,
+    fit_lws,
+    fit_ncm,
+    fold_linear,
+    fold_tau_norm,
+    fold_tde,
+    head_cosine,
+    heuristic_alpha,
+    learn_linear,
+    learn_norm_power,
+    predictions_by_alpha,
+    relearn,
+    tau_norm_components,
+    tde_components,
+)
+from tailwise.classifiers import (
+    CausalClassifier,
+    CosineClassifier,
+    FoldedClassifier,
+    LinearClassifier,
+    NormalizedClassifier,
+)
+from tailwise.counts import ClassCounts
+from tailwise.seeds import mixed_seed
+
+Classifier = TypeVar("Classifier", bound=nn.Module)
+METHODS = ("linear", "logit-adjustment", "tau-norm", "lws", "crt", "ncm", "cosine", "de-confound", "tde")
+NO_DIRECTION = 0.25  # below this mean cosine, that of centered features, alpha would be above 4 and remove nothing real
+STREAMS = ("cosine", "de-confound", "tde")  # what needs no class statistics, and so no second look at the data
+
+
+def _streams(estimator: "LongTailClassifier") -> bool:
+    if estimator.method in STREAMS:
+        return True
+    raise AttributeError(f"partial_fit: expected method {', '.join(STREAMS)}, got '{estimator.method}'")
+
+
+class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Classify features whose classes are long-tailed.
+
+    A classifier is trained on the features as they come (instance-balanced), and then adjusted.
+
+    Args:
+        method: "tde", "de-confound" (Tang et al. 2020, Eq. 8 and 7), "cosine"; "linear" and what starts from it:
+            "logit-adjustment" (Menon et al. 2021), "tau-norm", "lws" (Kang et al. 2020); "crt", "ncm" (Kang et al.
+            2020); "auto", the best of them by `scoring` in cross-validation.
+        alpha: strength of "tde": a number; "heuristic", alpha * mean cos = 1; "folds", cross-fitted on the training
+            features by mean per-class accuracy.
+        norm_power: of "tau-norm": a number, or "learned" by class-balanced cross-entropy on the training features.
+        strength: of "logit-adjustment", which subtracts strength * log prior.
+        num_heads: K of the causal classifier, at most; the largest divisor of the width below it that leaves each
+            head at least two features is taken.
+        tau, gamma: of the causal classifier (Eq. 7).
+        epochs: passes over the features.
+        learning_rate: of AdamW for the normalized classifiers, whose logits do not depend on the scale of features.
+        scoring: a scorer's name, or a scorer, of predicted classes; what "auto" chooses by.
+        folds: of "auto" and of alpha "folds".
+        random_state: of first weights, batches and folds.
+
+    Attributes:
+        classes_: the labels, sorted. method_: the method used. folded_: the adjusted classifier, one matrix.
+        alpha_: of "tde", a `Chosen`. scores_: of "auto", by method.
+
+    Raises:
+        InputError (a ValueError): a setting that is none; fewer than two classes, a label unseen in the first
+            `partial_fit`. What scikit-learn refuses (sparse or object arrays, NaN) it refuses in its own words.
+
+    >>> x = np.random.default_rng(0).normal(size=(40, 6)) + 2 * np.eye(6)[np.arange(40) % 4]
+    >>> LongTailClassifier("ncm").fit(x, np.arange(40) % 4).predict(2 * np.eye(6)[:4])
+    array([0, 1, 2, 3])
+    """
+
+    def __init__(
+        self,
+        method: str = "tde",
+        *,
+        alpha: float | Literal["heuristic", "folds"] = "heuristic",
+        norm_power: float | Literal["learned"] = "learned",
+        strength: float = 1.0,
+        num_heads: int = 2,
+        tau: float = 16.0,
+        gamma: float = 1 / 32,
+        epochs: int = 10,
+        learning_rate: float = 0.1,
+        scoring: Any = "balanced_accuracy",
+        folds: int = 5,
+        random_state: Any = None,
+    ) -> None:
+        self.method = method
+        self.alpha = alpha
+        self.norm_power = norm_power
+        self.strength = strength
+        self.num_heads = num_heads
+        self.tau = tau
+        self.gamma = gamma
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.scoring = scoring
+        self.folds = folds
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> "LongTailClassifier":  # noqa: N803  # scikit-learn's names
+        """Train on features X [N, D] and labels y [N]; returns itself."""
+        checks.choice("method", self.method, (*METHODS, "auto"))
+        X, y = validate_data(self, X, y, dtype=np.float32)  # noqa: N806  # scikit-learn's names
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        _check_classes(self.classes_)
+        features, target = torch.from_numpy(np.ascontiguousarray(X)), torch.from_numpy(labels.astype(np.int64))
+        self.seed_, self.chunks_ = int(check_random_state(self.random_state).randint(2**31)), 0
+        seed = self.seed_
+        self.method_ = self._best(features, target, seed) if self.method == "auto" else self.method
+        (self.folded_,) = self._adjusted([self.method_], features, target, seed)
+        return self
+
+    @available_if(_streams)  # type: ignore[untyped-decorator]  # scikit-learn has no types
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "LongTailClassifier":  # noqa: N803
+        """One pass over a chunk of a stream, for "tde", "de-confound" and "cosine"; returns itself.
+
+        The first call names all `classes`, unless `fit` came before, whose training goes on.
+        """
+        if self.method == "tde" and self.alpha == "folds":
+            raise checks.InputError(
+                "alpha: expected a number or 'heuristic' for a stream, which has no folds, got 'folds'"
+            )
+        first = not hasattr(self, "classifier_")
+        X, y = validate_data(self, X, y, dtype=np.float32, reset=first)  # noqa: N806
+        check_classification_targets(y)
+        if first:
+            if classes is None:
+                raise checks.InputError("classes: expected all classes at the first partial_fit, got none")
+            self.classes_ = np.unique(classes)
+            _check_classes(self.classes_)
+            self.seed_, self.chunks_ = int(check_random_state(self.random_state).randint(2**31)), 0
+            self.classifier_ = self._normalized(self.method, X.shape[1], self.seed_)
+            self.optimizer_ = _adam(self.classifier_.parameters())
+        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise checks.InputError(f"classes: expected those of the first partial_fit, got {np.unique(classes)}")
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(unknown):
+            raise checks.InputError(f"y: expected classes of the first partial_fit, got {unknown.tolist()}")
+        labels = torch.from_numpy(np.searchsorted(self.classes_, y))
+        features = torch.from_numpy(np.ascontiguousarray(X))
+        self.chunks_ += 1
+        rate = self.learning_rate / math.sqrt(
+            self.chunks_
+        )  # the later a chunk, the less it may undo what others taught
+        seed = mixed_seed(self.seed_, self.chunks_)
+        self._train(self.classifier_, self.optimizer_, features, labels, 1, rate, seed)
+        self.method_, alpha = self.method, 0.0
+        if self.method == "tde":
+            self.alpha_ = self._alpha(self.classifier_, features, labels, self.seed_)
+            alpha = self.alpha_.value
+        self.folded_ = fold_tde(self.classifier_, alpha).double()
+        return self
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+        """Logits [N, C]; with two classes the difference of the second to the first, [N]."""
+        check_is_fitted(self, "folded_")
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+        """The softmax of the logits, [N, C]: not calibrated; `CalibratedClassifierCV` does that."""
+        check_is_fitted(self, "folded_")
+        return np.asarray(torch.from_numpy(self._logits(X)).softmax(dim=1).numpy())
+
+    def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
+        """The class of the highest logit, [N]."""
+        check_is_fitted(self, "folded_")
+        return np.asarray(self.classes_[self._logits(X).argmax(axis=1)])
+
+    @torch.no_grad()
+    def _logits(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+        X = validate_data(self, X, dtype=np.float32, reset=False)  # noqa: N806
+        # in double: a row's logits must not depend on the rows beside it
+        return np.asarray(self.folded_(torch.from_numpy(np.ascontiguousarray(X)).double()).numpy())
+
+    def _best(self, features: Tensor, labels: Tensor, seed: int) -> str:
+        def predict(classifiers: Any, x: Tensor) -> NDArray[np.int64]:
+            return np.stack([classifier(x.double()).argmax(dim=1).numpy() for classifier in classifiers])
+
+        predicted = cross_fitted_predictions(
+            features,
+            labels,
+            len(self.classes_),
+            lambda x, y: nn.ModuleList(self._adjusted(METHODS, x, y, seed)),
+            predict,
+            folds=self.folds,
+            seed=seed,
+        )
+        score = get_scorer(self.scoring)
+        truth = self.classes_[labels.numpy()]
+        self.scores_ = {
+            method: float(score(_Predicted(self.classes_, row), features.numpy(), truth))
+            for method, row in zip(METHODS, predicted, strict=True)
+        }
+        return max(self.scores_, key=self.scores_.__getitem__)
+
+    def _adjusted(self, methods: Sequence[str], x: Tensor, y: Tensor, seed: int) -> list[FoldedClassifier]:
+        """A classifier for each method, in double; what several start from is trained once."""
+        num_classes, center = len(self.classes_), x.double().mean(dim=0).float()
+        counts = ClassCounts.of_labels(y.numpy(), num_classes)
+
+        @functools.cache
+        def linear() -> LinearClassifier:
+            return learn_linear(x - center, y, num_classes, balanced=False, epochs=self.epochs, seed=seed)
+
+        @functools.cache
+        def normalized(kind: str) -> NormalizedClassifier:
+            classifier = self._normalized(kind, x.shape[1], seed)
+            self.classifier_, self.optimizer_, self.chunks_ = classifier, _adam(classifier.parameters()), self.epochs
+            return self._train(classifier, self.optimizer_, x, y, self.epochs, self.learning_rate, seed)
+
+        def adjusted(method: str) -> FoldedClassifier:
+            if method == "ncm":
+                return fit_ncm(x, y, num_classes, distance="centered")
+            if method == "crt":
+                return fit_crt(x, y, num_classes, epochs=self.epochs, seed=seed)
+            if method == "tde":
+                causal = normalized("de-confound")
+                self.alpha_ = self._alpha(causal, x, y, seed)
+                return fold_tde(causal, self.alpha_.value, counts=counts)
+            if method in STREAMS:
+                return fold_tde(normalized(method), 0.0, counts=counts)
+            if method == "tau-norm":
+                power = self.norm_power
+                if power == "learned":
+                    power = learn_norm_power(tau_norm_components(x - center, linear()), y)
+                return _centered(fold_tau_norm(linear(), power, counts=counts), center)
+            if method == "lws":
+                return _centered(fit_lws(x - center, y, linear(), epochs=self.epochs, seed=seed), center)
+            plain = _centered(fold_linear(linear(), counts), center)
+            return _less_prior(plain, counts, self.strength) if method == "logit-adjustment" else plain
+
+        return [adjusted(method).double() for method in methods]
+
+    def _normalized(self, kind: str, width: int, seed: int) -> NormalizedClassifier:
+        """Untrained; its average is a plain sum, the mean of all features, since features that do not move have no
+        need of a moving average."""
+        num_classes = len(self.classes_)
+        checks.whole("num_heads", self.num_heads)
+        heads = max(k for k in range(1, self.num_heads + 1) if width % k == 0 and (k == 1 or width // k > 1))
+        with torch.random.fork_rng(devices=[]):  # the first weights depend on the seed alone
+            torch.default_generator.manual_seed(mixed_seed(seed))
+            if kind == "cosine":
+                return CosineClassifier(width, num_classes, num_heads=heads, tau=self.tau, momentum=1.0)
+            return CausalClassifier(width, num_classes, num_heads=heads, tau=self.tau, gamma=self.gamma, momentum=1.0)
+
+    def _train(
+        self, classifier: Classifier, optimizer: Optimizer, x: Tensor, y: Tensor, epochs: int, rate: float, seed: int
+    ) -> Classifier:
+        return relearn(
+            classifier,
+            x,
+            y,
+            len(self.classes_),
+            balanced=False,
+            epochs=epochs,
+            batch_size=min(512, max(8, len(y) // 100)),
+            learning_rate=rate,
+            optimizer=lambda _: optimizer,
+            seed=seed,
+        )
+
+    def _alpha(self, classifier: NormalizedClassifier, x: Tensor, y: Tensor, seed: int) -> Chosen:
+        if self.alpha == "heuristic":
+            lean = float(head_cosine(x, classifier).mean())
+            return heuristic_alpha(x, classifier) if lean > NO_DIRECTION else Chosen(0.0, (0.0, 0.0))
+        if self.alpha != "folds":
+            return Chosen(self.alpha, (self.alpha, self.alpha))
+
+        def fit(x: Tensor, y: Tensor) -> NormalizedClassifier:
+            causal = self._normalized("de-confound", x.shape[1], seed)
+            return self._train(causal, _adam(causal.parameters()), x, y, self.epochs, self.learning_rate, seed)
+
+        predicted = cross_fitted_predictions(
+            x,
+            y,
+            len(self.classes_),
+            fit,
+            lambda c, x: predictions_by_alpha(tde_components(x, c)),
+            folds=self.folds,
+            seed=seed,
+        )
+        return choose_with_interval(ALPHAS, predicted, y.numpy(), seed=seed)
+
+
+def _adam(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    # One learning rate for any number of classes: SGD's would have to follow the frequency of the most frequent class.
+    # No weight decay: the length of a normalized weight says nothing.
+    return AdamW(parameters, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0)  # the schedule sets the learning rate
+
+
+@torch.no_grad()
+def _centered(classifier: FoldedClassifier, center: Tensor) -> FoldedClassifier:
+    """The classifier on x - center, where it was trained."""
+    return FoldedClassifier(classifier.weight, bias=classifier.bias, center=center)
+
+
+@torch.no_grad()
+def _less_prior(classifier: FoldedClassifier, counts: ClassCounts, strength: float) -> FoldedClassifier:
+    """logits - strength * log prior; a class without a sample keeps its -inf."""
+    log_prior = torch.tensor(counts.per_class).clamp_min(1).log()
+    bias = torch.zeros_like(log_prior) if classifier.bias is None else classifier.bias
+    return FoldedClassifier(classifier.weight, bias=bias - strength * log_prior, center=classifier.center)
+
+
+class _Predicted(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """What a scorer takes for a trained classifier: classes that were predicted before."""
+
+    def __init__(self, classes: NDArray[Any], predicted: NDArray[np.int64]) -> None:
+        self.classes_, self.predicted = classes, predicted
+
+    def predict(self, X: Any) -> NDArray[Any]:  # noqa: ARG002, N803  # scikit-learn's form
+        return np.asarray(self.classes_[self.predicted])
+
+
+def _check_classes(classes: NDArray[Any]) -> None:
+    if len(classes) < 2:
+        raise checks.InputError(f"y: expected at least two classes, got one class, {classes.tolist()}")

@@ -1,0 +1,181 @@
+"""A plain model that is trained already, as arrays on disk: its last layer, its features and their labels."""
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from tailwise import checks
+from tailwise.adjust import (
+    choose_with_interval,
+    cross_fitted_predictions,
+    fit_crt,
+    fit_lws,
+    fit_ncm,
+    fold_linear,
+    fold_mean_direction,
+    fold_tau_norm,
+    learn_norm_power,
+    tau_norm_components,
+)
+from tailwise.classifiers import FoldedClassifier, LinearClassifier
+from tailwise.counts import ClassCounts
+from tailwise.train import save_checkpoint
+
+METHODS = ("plain", "la", "tau-norm", "lws", "crt", "ncm", "tde")
+
+
+@dataclass(frozen=True)
+class PlainModel:
+    """The last layer as trained, and features [N, D] with labels [N], best of images that it was not trained on."""
+
+    classifier: LinearClassifier
+    features: Tensor
+    labels: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classifier.weight)
+
+
+@dataclass(frozen=True)
+class Result:
+    """method: the one used. classifier: adjusted. notes: its strength; of "auto", what each method scored."""
+
+    method: str
+    classifier: FoldedClassifier
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def read_plain(weights: Path, features: Path, labels: Path) -> PlainModel:
+    """Read .npy, .npz or .safetensors files.
+
+    weights: "weight" [C, D] and, if there is one, "bias" [C]; names that end so will do where they are the only ones.
+
+    Raises:
+        InputError: a file that cannot be read, arrays that are absent, ambiguous or do not fit one another.
+    """
+    arrays = _arrays(weights)
+    name, weight = _named(weights, arrays, "weight", dims=2)
+    bias = arrays.get(name.removesuffix("weight") + "bias")
+    x, y = (
+        _named(features, _arrays(features), "features", dims=2)[1],
+        _named(labels, _arrays(labels), "labels", dims=1)[1],
+    )
+    if x.shape[1] != weight.shape[1] or len(x) != len(y) or (bias is not None and bias.shape != weight.shape[:1]):
+        raise checks.InputError(
+            f"{features}: expected features [N, {weight.shape[1]}], N labels and a bias [{len(weight)}] or none, got "
+            f"features {list(x.shape)}, labels {list(y.shape)}, bias {None if bias is None else list(bias.shape)}"
+        )
+    if not np.issubdtype(y.dtype, np.integer):
+        raise checks.InputError(f"{labels}: expected whole numbers, got {y.dtype}")
+    classifier = LinearClassifier(weight.shape[1], len(weight), bias=bias is not None)
+    for given, parameter in ((weight, classifier.weight), (bias, classifier.bias)):
+        if given is not None and parameter is not None:
+            checks.finite(str(weights), given)
+            parameter.data.copy_(torch.from_numpy(given.astype(np.float32)))
+    return PlainModel(classifier, torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64)))
+
+
+def adjust_plain(model: PlainModel, method: str, *, strength: float | None = None, seed: int = 0) -> Result:
+    """Adjust a plain model's last layer.
+
+    "la" subtracts strength (1) times log prior; "tau-norm" has strength for its power (None: learned); "lws", "crt" and
+    "ncm" are trained on the features; "tde" is a heuristic here, see `fold_mean_direction`. "auto" takes the method of
+    the highest mean per-class accuracy on five cross-fitted folds; the model itself, "plain", among them.
+
+    Raises:
+        InputError: an unknown method, a strength that "auto" or the method has no use for.
+    """
+    checks.choice("method", method, (*METHODS, "auto"))
+    if strength is not None and method not in ("la", "tau-norm", "tde"):
+        raise checks.InputError(f"strength: expected method la, tau-norm or tde, got {method}")
+    if method != "auto":
+        return _adjusted(model, method, model.features, model.labels, strength, seed)
+
+    def fit(x: Tensor, y: Tensor) -> torch.nn.Module:
+        return torch.nn.ModuleList(_adjusted(model, m, x, y, None, seed).classifier for m in METHODS)
+
+    def predict(classifiers: Any, x: Tensor) -> NDArray[np.int64]:
+        return np.stack([classifier(x).argmax(dim=1).numpy() for classifier in classifiers])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a fold may lack a class that all of the data has
+        predicted = cross_fitted_predictions(model.features, model.labels, model.num_classes, fit, predict, seed=seed)
+    scores = {
+        name: choose_with_interval((0.0,), row[None], model.labels.numpy(), seed=seed)
+        for name, row in zip(METHODS, predicted, strict=True)
+    }
+    best = max(scores, key=lambda name: scores[name].score or 0.0)
+    result = _adjusted(model, best, model.features, model.labels, None, seed)
+    told = {
+        name: {"score": chosen.score, "interval": list(chosen.score_interval or ())} for name, chosen in scores.items()
+    }
+    return Result(best, result.classifier, result.notes | {"scores": told})
+
+
+def write_plain(result: Result, path: Path) -> None:
+    """Write weight, bias and center of an adjusted classifier as one safetensors file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    about = {"method": result.method, "norm": result.classifier.norm, "notes": result.notes}
+    save_checkpoint(path, result.classifier.state_dict(), about)
+
+
+@torch.no_grad()
+def _less_prior(classifier: LinearClassifier, counts: ClassCounts, strength: float) -> FoldedClassifier:
+    checks.number("strength", strength)
+    folded = fold_linear(classifier, counts)
+    bias = torch.zeros(counts.num_classes) if folded.bias is None else folded.bias
+    return FoldedClassifier(folded.weight, bias=bias - strength * torch.tensor(counts.per_class).clamp_min(1).log())
+
+
+def _adjusted(model: PlainModel, method: str, x: Tensor, y: Tensor, strength: float | None, seed: int) -> Result:
+    linear, counts = model.classifier, ClassCounts.of_labels(y.numpy(), model.num_classes)
+    if method == "la":
+        strength = 1.0 if strength is None else strength
+        return Result(method, _less_prior(linear, counts, strength), {"strength": strength})
+    if method == "tau-norm":
+        power = learn_norm_power(tau_norm_components(x, linear, counts=counts), y) if strength is None else strength
+        return Result(method, fold_tau_norm(linear, power, counts=counts), {"norm_power": power})
+    if method == "tde":
+        folded, alpha = fold_mean_direction(linear, x, strength)
+        return Result(method, folded, {"alpha": alpha, "heuristic": True})
+    if method == "lws":
+        return Result(method, fit_lws(x, y, linear, seed=seed))
+    if method == "crt":
+        return Result(method, fit_crt(x, y, model.num_classes, seed=seed))
+    if method == "ncm":
+        return Result(method, fit_ncm(x, y, model.num_classes))
+    return Result(method, fold_linear(linear))
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        if path.suffix in (".npy", ".npz"):
+            content = np.load(path, allow_pickle=False)
+            return {path.stem: content} if path.suffix == ".npy" else dict(content)
+    except (OSError, ValueError, EOFError, safetensors.SafetensorError) as error:
+        raise checks.InputError(f"{path}: not a readable file of arrays ({error})") from error
+    raise checks.InputError(f"{path}: expected a .npy, .npz or .safetensors file, got '{path.suffix}'")
+
+
+def _named(path: Path, arrays: dict[str, NDArray[Any]], name: str, *, dims: int) -> tuple[str, NDArray[Any]]:
+    """The array of this name, or the only one that ends so, or the only one of this many dimensions."""
+    fitting = {key: array for key, array in arrays.items() if array.ndim == dims}
+    for found in ([key for key in fitting if key == name], [key for key in fitting if key.endswith(name)], [*fitting]):
+        if len(found) == 1:
+            return found[0], fitting[found[0]]
+    shown = ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items()) or "none"
+    raise checks.InputError(f"{path}: expected one array '{name}' of {dims} dimensions, got {shown}")

@@ -1,0 +1,154 @@
+"""Adjusting the last layer of a plain model: pure functions, files, the command."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+import tailwise
+from tailwise import InputError
+from tailwise.adjust import fit_crt, fit_lws, fit_ncm, fold_mean_direction, fold_tau_norm, learn_linear
+from tailwise.recipes.plain import METHODS, adjust_plain, read_plain
+from tailwise.train import load_checkpoint
+from test_cli import run
+
+COUNTS = (120, 40, 12, 6)
+
+
+def draw(seed, counts):
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(4, 8, generator=torch.Generator().manual_seed(99))
+    labels = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
+    return means[labels] + torch.randn(len(labels), 8, generator=generator) + 1, labels
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Weights, features and labels on disk, and the model they are of."""
+    x, y = draw(0, COUNTS)
+    linear = learn_linear(x, y, 4, balanced=False)
+    np.savez(tmp_path / "w.npz", weight=linear.weight.detach().numpy(), bias=linear.bias.detach().numpy())
+    np.save(tmp_path / "f.npy", x.numpy())
+    np.save(tmp_path / "y.npy", y.numpy())
+    return tmp_path, linear, x, y
+
+
+def arguments(folder, *more):
+    named = (("--weights", "w.npz"), ("--features", "f.npy"), ("--labels", "y.npy"), ("--out", "out.safetensors"))
+    return ["adjust", *(str(word) for name, file in named for word in (name, folder / file)), *more]
+
+
+def expected(method, linear, x, y):
+    """(weight, bias) by the pure functions, or the formula in one line."""
+    with torch.no_grad():
+        if method == "la":
+            return linear.weight, linear.bias - (torch.tensor(COUNTS) / 178).log()
+        if method == "tde":
+            d = x.mean(dim=0) / x.mean(dim=0).norm()
+            alpha = 1 / torch.cosine_similarity(x, d[None]).mean()
+            return linear.weight @ (torch.eye(8) - alpha * torch.outer(d, d)), linear.bias
+        found = {
+            "plain": lambda: linear,
+            "tau-norm": lambda: fold_tau_norm(linear, 0.5),
+            "lws": lambda: fit_lws(x, y, linear),
+            "crt": lambda: fit_crt(x, y, 4),
+            "ncm": lambda: fit_ncm(x, y, 4),
+        }[method]()
+        return found.weight, found.bias
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_command_writes_what_the_functions_give(files, capsys, method):
+    folder, linear, x, y = files
+    more = ("--power", "0.5") if method == "tau-norm" else ()
+    code, out, err = run(capsys, *arguments(folder, "--method", method, *more, "--json"))
+    assert (code, err) == (0, "")
+    assert json.loads(out)["method"] == method
+    written = load_checkpoint(folder / "out.safetensors")
+    weight, bias = expected(method, linear, x, y)
+    torch.testing.assert_close(written.state["weight"], weight.detach(), atol=1e-5, rtol=1e-5)
+    if bias is None:
+        assert "bias" not in written.state
+    else:
+        shift = written.state["bias"] - bias.detach()
+        torch.testing.assert_close(shift, shift[:1].expand(4), atol=1e-5, rtol=0)  # a prior of counts adds a constant
+    assert written.meta["norm"] == ("unit" if method == "ncm" else "none")
+    assert written.meta["notes"].get("heuristic") == (True if method == "tde" else None)
+
+
+def test_auto_takes_the_best_of_the_folds_and_helps(files, capsys):
+    folder, linear, _, _ = files
+    code, out, _ = run(capsys, *arguments(folder, "--json"))
+    assert code == 0
+    record = json.loads(out)
+    scores = {name: told["score"] for name, told in record["scores"].items()}
+    assert list(scores) == list(METHODS)
+    assert scores[record["method"]] == max(scores.values()) > scores["plain"]
+    assert all(told["interval"][0] < told["score"] < told["interval"][1] for told in record["scores"].values())
+    code, out, _ = run(capsys, *arguments(folder))
+    assert out.splitlines()[-1] == f"wrote {folder / 'out.safetensors'}"
+    test, truth = draw(1, (100, 100, 100, 100))
+    model = read_plain(folder / "w.npz", folder / "f.npy", folder / "y.npy")
+    adjusted = adjust_plain(model, "auto").classifier
+    assert (adjusted(test).argmax(dim=1) == truth).float().mean() > (linear(test).argmax(dim=1) == truth).float().mean()
+
+
+def test_names_in_safetensors_and_limit_case(files):
+    folder, linear, x, _ = files
+    save_file({"fc.weight": linear.weight.detach().numpy(), "bn.running": np.zeros(3)}, folder / "w.safetensors")
+    model = read_plain(folder / "w.safetensors", folder / "f.npy", folder / "y.npy")
+    assert model.classifier.bias is None
+    assert torch.equal(model.classifier.weight, linear.weight)
+    untouched, alpha = fold_mean_direction(linear, x, 0.0)
+    assert alpha == 0
+    assert torch.equal(untouched(x), linear(x))
+
+
+def test_the_page_on_own_features_runs(tmp_path):
+    page = (Path(__file__).parents[1] / "docs/own_features.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    assert len(blocks) == 2
+    for code in blocks:
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+
+def test_misuse_is_one_line(files, capsys):
+    folder, linear, x, _ = files
+    np.savez(folder / "two.npz", **{"a.weight": np.zeros((4, 8)), "b.weight": np.zeros((4, 8))})
+    np.save(folder / "wide.npy", np.zeros((178, 9)))
+    np.save(folder / "float.npy", np.zeros(178))
+    (folder / "broken.npz").write_text("no arrays")
+    good = dict(zip(("--weights", "--features", "--labels"), ("w.npz", "f.npy", "y.npy"), strict=True))
+    for changed, more, message in (
+        ({"--weights": "two.npz"}, (), "a.weight [4, 8], b.weight [4, 8]"),
+        ({"--weights": "broken.npz"}, (), "not a readable file of arrays"),
+        ({"--weights": "absent.npz"}, (), "not a readable file of arrays"),
+        ({"--features": "wide.npy"}, (), "expected features [N, 8]"),
+        ({"--labels": "float.npy"}, (), "expected whole numbers, got float64"),
+        ({}, ("--method", "tau-nrm"), "did you mean 'tau-norm'"),
+        ({}, ("--method", "crt", "--alpha", "1"), "alpha: expected --method tde, got crt"),
+        ({}, ("--method", "tde", "--alpha", "auto"), "alpha: expected a finite number"),
+        ({}, ("--power", "1"), "power: expected --method tau-norm, got auto"),
+    ):
+        words = [str(word) for name, file in (good | changed).items() for word in (name, folder / file)]
+        code, _, err = run(capsys, "adjust", *words, "--out", str(folder / "no.safetensors"), *more)
+        assert code == 2
+        assert message in err
+        assert err.count("\n") == 1
+    for words in (["adjust"], ["adjust", "--weights", "w.npz"], ["adjust", "runs/x", *arguments(folder)[1:]]):
+        code, _, err = run(capsys, *words)
+        assert (code, "expected a run folder, or --weights" in err) == (2, True)
+    assert not (folder / "no.safetensors").exists()
+    with pytest.raises(InputError, match="direction in common"):
+        fold_mean_direction(linear, torch.cat([x, -x]) * 0)
+    with pytest.raises(InputError, match="strength"):
+        adjust_plain(read_plain(folder / "w.npz", folder / "f.npy", folder / "y.npy"), "ncm", strength=1.0)
+    with pytest.raises(InputError, match="alpha"):
+        fold_mean_direction(tailwise.LinearClassifier(8, 4), x, float("nan"))
