@@ -27,6 +27,7 @@ from tailwise.adjust import (
     fit_lws,
     fit_ncm,
     fold_linear,
+    fold_logit_adjustment,
     fold_tau_norm,
     fold_tde,
     head_cosine,
@@ -256,7 +257,9 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             if method == "lws":
                 return _centered(fit_lws(x - center, y, linear(), epochs=self.epochs, seed=seed), center)
             plain = _centered(fold_linear(linear(), counts), center)
-            return _less_prior(plain, counts, self.strength) if method == "logit-adjustment" else plain
+            if method == "logit-adjustment":
+                return fold_logit_adjustment(plain, counts, temperature=self.strength)
+            return plain
 
         return [adjusted(method).double() for method in methods]
 
@@ -321,14 +324,6 @@ def _adam(parameters: Iterable[nn.Parameter]) -> Optimizer:
 def _centered(classifier: FoldedClassifier, center: Tensor) -> FoldedClassifier:
     """The classifier on x - center, where it was trained."""
     return FoldedClassifier(classifier.weight, bias=classifier.bias, center=center)
-
-
-@torch.no_grad()
-def _less_prior(classifier: FoldedClassifier, counts: ClassCounts, strength: float) -> FoldedClassifier:
-    """logits - strength * log prior; a class without a sample keeps its -inf."""
-    log_prior = torch.tensor(counts.per_class).clamp_min(1).log()
-    bias = torch.zeros_like(log_prior) if classifier.bias is None else classifier.bias
-    return FoldedClassifier(classifier.weight, bias=bias - strength * log_prior, center=classifier.center)
 
 
 class _Predicted(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types

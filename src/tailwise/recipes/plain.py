@@ -20,6 +20,7 @@ from tailwise.adjust import (
     fit_lws,
     fit_ncm,
     fold_linear,
+    fold_logit_adjustment,
     fold_mean_direction,
     fold_tau_norm,
     learn_norm_power,
@@ -131,19 +132,11 @@ def write_plain(result: Result, path: Path) -> None:
     save_checkpoint(path, result.classifier.state_dict(), about)
 
 
-@torch.no_grad()
-def _less_prior(classifier: LinearClassifier, counts: ClassCounts, strength: float) -> FoldedClassifier:
-    checks.number("strength", strength)
-    folded = fold_linear(classifier, counts)
-    bias = torch.zeros(counts.num_classes) if folded.bias is None else folded.bias
-    return FoldedClassifier(folded.weight, bias=bias - strength * torch.tensor(counts.per_class).clamp_min(1).log())
-
-
 def _adjusted(model: PlainModel, method: str, x: Tensor, y: Tensor, strength: float | None, seed: int) -> Result:
     linear, counts = model.classifier, ClassCounts.of_labels(y.numpy(), model.num_classes)
     if method == "la":
         strength = 1.0 if strength is None else strength
-        return Result(method, _less_prior(linear, counts, strength), {"strength": strength})
+        return Result(method, fold_logit_adjustment(linear, counts, temperature=strength), {"strength": strength})
     if method == "tau-norm":
         power = learn_norm_power(tau_norm_components(x, linear, counts=counts), y) if strength is None else strength
         return Result(method, fold_tau_norm(linear, power, counts=counts), {"norm_power": power})
