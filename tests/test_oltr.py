@@ -280,7 +280,7 @@ def test_the_loss_is_cross_entropy_and_its_share_of_the_centroid_loss():
     plain = F.cross_entropy(classifier(x), y)
     loss = OltrLoss(weight=0.2, margin=40.0, repulsion=0.5)
     expected = plain + 0.2 * centroid_loss(x, y, classifier.centroids, margin=40.0, repulsion=0.5)
-    assert torch.equal(loss((classifier(x), x), y), expected)
+    assert torch.equal(loss((classifier(x), x, classifier.centroids), y), expected)
     told = plain + 0.01 * centroid_loss(x, y, classifier.centroids, margin=10.0, repulsion=0.01)
     assert torch.equal(OltrLoss()((classifier(x), x, classifier.centroids), y), told)
 
@@ -292,7 +292,8 @@ def test_the_view_is_the_recognizer_with_its_features():
     backbone, classifier = ModulatedBackbone(DigitsNet(), (4, 4)), MetaEmbeddingClassifier(64, C, torch.rand(C, 64))
     view, recognizer = OltrView(backbone, classifier).eval(), Recognizer(backbone, classifier).eval()
     images = torch.rand(3, 1, 8, 8)
-    logits, features = view(images)
+    logits, features, centroids = view(images)
+    assert centroids is classifier.centroids
     assert torch.equal(logits, recognizer(images))
     assert torch.equal(features, backbone(images))
     assert list(view.state_dict()) == list(recognizer.state_dict())

@@ -188,6 +188,7 @@ def _rivals_of(data: str) -> list[Recipe]:
     rivals = [
         *(_rival(data, name, name) for name in RIVALS),
         _rival(data, "weight-decay", "weight-balancing", ("weight-balancing",)),
+        _rival(data, "glmc", "glmc-max-norm", ("weight-balancing",)),  # Du et al.'s last row
     ]
     if data != "digits-lt":
         rivals += [_rival(data, name, f"{name}-published", published=True) for name in RIVALS]

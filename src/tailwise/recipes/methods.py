@@ -81,8 +81,8 @@ METHODS: dict[str, Method] = {
 def adjusters_of(classifier: str) -> list[str]:
     """The ids that adjust a trained classifier of this kind.
 
-    >>> adjusters_of("causal")[:3], adjusters_of("causal")[-1]
-    (['ncm', 'ncm-centered', 'crt'], 'tde')
+    >>> adjusters_of("causal")[:3], adjusters_of("causal")[-2:]
+    (['ncm', 'ncm-centered', 'crt'], ['tde', 'logit-adjustment'])
     """
     return [name for name, method in METHODS.items() if method.adjust and classifier in method.classifiers]
 
