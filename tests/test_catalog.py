@@ -371,9 +371,16 @@ def test_settings_that_do_not_fit_are_named(assignments, message):
         override(find("digits-lt/joint"), assignments)
 
 
-def test_bbn_needs_two_branches(tmp_path):
-    recipes = override(find("digits-lt/bbn"), ["backbone.name=digits-net"])
-    with pytest.raises(InputError, match="backbone: expected two branches, got 1"):
+@pytest.mark.parametrize(
+    ("name", "assignment", "message"),
+    [
+        ("bbn", "backbone.name=digits-net", "backbone: expected two branches, got 1"),
+        ("joint", "stages.0.step=memory", "step: memory is of a second stage with one, got a LinearClassifier"),
+    ],
+)
+def test_what_a_step_needs_is_named(name, assignment, message, tmp_path):
+    recipes = override(find(f"digits-lt/{name}"), [assignment])
+    with pytest.raises(InputError, match=message):
         experiment.train(recipes, (0,), tmp_path / "run", data_dir=None, watch=Silent())
     assert not (tmp_path / "run").exists()
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from tailwise import ranks
+from tailwise import checks, ranks
 from tailwise.backbones import DigitsNet, ResNet32
 from tailwise.classifiers import FeatureAverage
 from tailwise.counts import ClassCounts
@@ -117,7 +117,7 @@ def build_view(stage: StageSettings, model: Recognizer) -> nn.Module:
     """What the stage trains: the model as its loss needs to see it, made of the same backbone and classifier.
 
     Raises:
-        InputError: a backbone that the method cannot train.
+        InputError: a backbone or a classifier that the method cannot train.
     """
     step, backbone, classifier = stage.step, model.backbone, model.classifier
     if isinstance(step, BilateralSettings):
@@ -131,7 +131,8 @@ def build_view(stage: StageSettings, model: Recognizer) -> nn.Module:
     if isinstance(step, MetricSettings):
         return LogitsAndFeatures(backbone, classifier)
     if isinstance(step, MemorySettings):
-        assert isinstance(classifier, MetaEmbeddingClassifier)
+        if not isinstance(classifier, MetaEmbeddingClassifier):
+            raise checks.InputError(f"step: memory is of a second stage with one, got a {type(classifier).__name__}")
         return OltrView(backbone, classifier)
     return model
 
