@@ -4,23 +4,19 @@ python benchmarks/adamw.py    # nine settings, two seeds each, some minutes; the
 """
 
 import tempfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from torch.optim import AdamW, Optimizer
 
 from tailwise import Store
 from tailwise.adjust import sweep_alpha, tde_components
 from tailwise.evaluate import metric
-from tailwise.recipes import build, experiment, measure
+from tailwise.recipes import experiment, measure
 from tailwise.recipes.catalog import find
 from tailwise.recipes.overrides import override
 from tailwise.recipes.watch import Silent
 
-SGD = build._sgd
 SETTINGS = [
     ("SGD", 0.2, None, 5e-4),
     ("AdamW", 0.001, (0.9, 0.999), 5e-4),
@@ -35,16 +31,13 @@ SETTINGS = [
 ]
 
 
-def adamw(betas: tuple[float, float], weight_decay: float) -> Callable[[object, Iterable[nn.Parameter]], Optimizer]:
-    """In the place of the recipe's SGD."""
-    return lambda _, parameters: AdamW(list(parameters), lr=1.0, betas=betas, weight_decay=weight_decay)
-
-
 def main() -> None:
     """Train with each setting; print accuracy on validation images before and after TDE, and the weights' length."""
     for name, rate, betas, decay in SETTINGS:
-        build._sgd = SGD if betas is None else adamw(betas, decay)
-        (recipe,) = override(find("digits-lt/tde"), [f"stages.0.learning_rate={rate}"])
+        asked = {"learning_rate": rate, "weight_decay": decay}
+        if betas:
+            asked |= {"optimizer": "adamw", "momentum": betas[0], "beta2": betas[1]}
+        (recipe,) = override(find("digits-lt/tde"), [f"stages.0.{key}={value}" for key, value in asked.items()])
         found = []
         with tempfile.TemporaryDirectory() as folder:
             (run,) = experiment.train(

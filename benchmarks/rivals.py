@@ -82,7 +82,7 @@ def main():
         pictures(Path(folder))
         plain = steps_of("joint", Path(folder))
         plain(2)
-        for method in ("de-confound", *RIVALS):
+        for method in ("cosine", "de-confound", *RIVALS):
             rival = steps_of(method, Path(folder))
             rival(1)
             pairs = [(rival(asked.steps), plain(asked.steps)) for _ in range(asked.pairs)]

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tailwise.report.table import print_record
+from tailwise.report.table import print_record, print_sweep
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import curves  # noqa: E402  # after the path to it
+import oltr_tde  # noqa: E402  # after the path to it
 import scale_plan  # noqa: E402  # after the path to it
 import speed  # noqa: E402  # after the path to it
 
@@ -32,12 +33,13 @@ def rendered(name: str) -> str:
     if name == "scale-plan":
         return scale_plan.table(scale_plan.Plan())
     record = json.loads((ROOT / f"results/{name}.json").read_text())
-    if name == "speed":
-        return speed.table(record)
+    if name in ("speed", "oltr-tde"):
+        return {"speed": speed, "oltr-tde": oltr_tde}[name].table(record)
     if "curves" in record:
         return curves.table(record)
     out = io.StringIO()
-    print_record(Console(file=out, width=120), record)
+    show = print_sweep if "strength" in record else print_record
+    show(Console(file=out, width=120), record)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n"
 
 

@@ -18,6 +18,7 @@ from tailwise.recipes.build import build_data, build_model
 from tailwise.recipes.build_stages import (
     build_load,
     build_loss,
+    build_optimizer,
     build_rule,
     build_second_sampler,
     build_stages,
@@ -85,7 +86,7 @@ def test_every_data_has_every_method():
 
 def test_a_recipe_is_named_after_its_last_row():
     for recipe in RECIPES.values():
-        several = recipe.title.startswith(("decoupling", "fine-tuning", "memory", "glmc-max-norm"))
+        several = recipe.title.startswith(("decoupling", "fine-tuning", "memory", "glmc-max-norm", "tde-adamw"))
         assert several or recipe.methods[-1] == recipe.title.removesuffix("-published")
 
 
@@ -143,6 +144,7 @@ def kind_of(recipe):
         getattr(stage.step, "loss", ""),
         stage.reweight_after is None,
         stage.sharpness is None,
+        stage.optimizer,
     )
 
 
@@ -282,6 +284,20 @@ def test_views_of_settings(name, view):
     assert isinstance(model.backbone, DigitsNet)
 
 
+def test_adamw_has_its_own_settings():
+    stage = RECIPES["digits-lt/tde-adamw"].stages[0]
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer(stage, torch.nn.Linear(2, 2), [parameter])
+    assert type(optimizer) is torch.optim.AdamW
+    assert {key: optimizer.defaults[key] for key in ("lr", "betas", "weight_decay")} == {
+        "lr": 0.1,
+        "betas": (0.9, 0.99),
+        "weight_decay": 0.0,
+    }
+    plain = build_optimizer(stage_of("joint"), torch.nn.Linear(2, 2), [parameter])
+    assert (type(plain), plain.defaults["momentum"]) == (torch.optim.SGD, 0.9)
+
+
 def test_metric_losses_and_their_batches(data_of):
     for name, metric in (("range", losses.RangeLoss), ("lifted-structured", losses.LiftedStructured)):
         recipe = RECIPES[f"digits-lt/{name}"]
@@ -362,6 +378,7 @@ def test_oltr_settings(data_of):
             "loss: expected one of mixtures, as mixup makes them, got ldam",
         ),
         (["stages.0.step=glmc", "stages.0.loss=focal"], "loss: glmc has its own; expected cross-entropy"),
+        (["stages.0.nesterov=true", "stages.0.optimizer=adamw"], "nesterov: expected optimizer sgd, got adamw"),
         (["stages.0.loss=focall"], "stages.0.loss"),
         (['stages.0.loss={"kind": "focal", "gamma": -1}'], "stages.0.loss"),
     ],

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from tailwise import checks, ranks
 from tailwise.backbones import DigitsNet, ResNet32
@@ -98,7 +98,7 @@ def build_stages(
             batch_size=stage.batch_size,
             sampler=build_sampler(stage, data, mixed_seed(seed, number)),
             loss=build_loss(stage, data.counts),
-            optimizer=partial(_sgd, stage, model.classifier),
+            optimizer=partial(build_optimizer, stage, model.classifier),
             learning_rate=build_schedule(stage),
             trainable=trainable_modules(stage, model),
             legacy_bn_drift=stage.legacy_bn_drift,
@@ -313,16 +313,19 @@ def build_second_sampler(stage: StageSettings, data: LongTailedData, seed: int) 
     return EpochSampler(lambda epoch: class_draw(members, probabilities, seed, epoch), batch_size=stage.batch_size)
 
 
-def _sgd(stage: StageSettings, classifier: nn.Module, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def build_optimizer(stage: StageSettings, classifier: nn.Module, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The stage's optimiser of these parameters; `classifier` is whose rows a max_norm holds."""
     tensors = list(parameters)
-    optimizer = SGD(
-        tensors,
-        lr=stage.learning_rate,
-        momentum=stage.momentum,
-        weight_decay=stage.weight_decay,
-        nesterov=stage.nesterov,
-        fused=all(tensor.is_cuda for tensor in tensors),  # with a loss scaler, the other kinds wait for the device
-    )
+    shared = {
+        "lr": stage.learning_rate,
+        "weight_decay": stage.weight_decay,
+        "fused": all(tensor.is_cuda for tensor in tensors),  # with a loss scaler, the other kinds wait for the device
+    }
+    optimizer: Optimizer
+    if stage.optimizer == "adamw":
+        optimizer = AdamW(tensors, betas=(stage.momentum, stage.beta2), **shared)
+    else:
+        optimizer = SGD(tensors, momentum=stage.momentum, nesterov=stage.nesterov, **shared)
     if stage.max_norm is not None and isinstance(classifier.weight, Tensor):
         keep_max_norm(optimizer, [classifier.weight], stage.max_norm)
     return optimizer

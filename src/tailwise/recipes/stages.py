@@ -238,7 +238,8 @@ class StageSettings(Settings):
     images_per_class: K of P x K batches.
     step: what is made of a batch, and what the model gives the loss. reweight_after: the part of the stage after which
     samples are weighted by the effective number of their class (deferred re-weighting), with reweight_beta.
-    learning_rate: the peak. momentum, weight_decay, nesterov: of SGD, on all parameters. max_norm: the longest a row of
+    learning_rate: the peak. momentum, weight_decay, nesterov: of SGD, on all parameters; AdamW's betas are momentum and
+    beta2, and it decays the weights by themselves. max_norm: the longest a row of
     the classifier's weight may be after each step.
     legacy_bn_drift: let the batch-norm statistics of frozen parts follow the data, as both papers' code does.
     """
@@ -248,7 +249,9 @@ class StageSettings(Settings):
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     schedule: ScheduleSettings
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 5e-4
     nesterov: bool = False
     sampler: SamplerName = "instance"
@@ -272,6 +275,8 @@ class StageSettings(Settings):
     def _nesterov_needs_momentum(self) -> "StageSettings":
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: expected false where momentum is 0, got true")
+        if self.nesterov and self.optimizer != "sgd":
+            raise ValueError(f"nesterov: expected optimizer sgd, got {self.optimizer}")
         return self
 
     @model_validator(mode="after")
