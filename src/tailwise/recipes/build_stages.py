@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -316,7 +317,7 @@ def build_second_sampler(stage: StageSettings, data: LongTailedData, seed: int) 
 def build_optimizer(stage: StageSettings, classifier: nn.Module, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """The stage's optimiser of these parameters; `classifier` is whose rows a max_norm holds."""
     tensors = list(parameters)
-    shared = {
+    shared: dict[str, Any] = {
         "lr": stage.learning_rate,
         "weight_decay": stage.weight_decay,
         "fused": all(tensor.is_cuda for tensor in tensors),  # with a loss scaler, the other kinds wait for the device

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from tailwise import checks
 from tailwise.recipes.methods import METHODS, adjusters_of
+from tailwise.recipes.published import published
 from tailwise.recipes.rivals import RIVALS, TWO_BRANCH, changed
 from tailwise.recipes.schema import (
     STORED,
@@ -18,7 +19,6 @@ from tailwise.recipes.schema import (
     LinearSettings,
     MetaEmbeddingSettings,
     MlpSettings,
-    Published,
     Recipe,
     ScaledSettings,
     SecondClassifierSettings,
@@ -89,35 +89,6 @@ DATA: dict[str, dict[str, Any]] = {
     "cifar100-lt": CIFAR
     | {"data": DataSettings(name="cifar100-lt", imbalance_ratio=100), "tde": TdeSettings(fixed_alpha=1.5)},
 }
-
-# Tang et al. 2020, Table 3, ratio 100: top-1 of (CIFAR-10-LT, CIFAR-100-LT). The rivals' are BBN's numbers, whose CB is
-# the focal loss and whose LDAM is deferred.
-TANG_TABLE_3 = {
-    "de-confound": (71.7, 40.5),
-    "tde": (80.6, 44.1),
-    "focal": (70.4, 38.4),
-    "mixup": (73.1, 39.5),
-    "class-balanced-focal": (74.6, 39.6),
-    "ldam-drw": (77.0, 42.0),
-    "bbn": (79.8, 42.6),
-}
-
-
-def published(data: str, methods: Sequence[str]) -> tuple[Published, ...]:
-    """What Tang et al. print for these rows on this data.
-
-    >>> [number.all for number in published("cifar100-lt", ("de-confound", "tde"))]
-    [40.5, 44.1]
-    """
-    if data not in ("cifar10-lt", "cifar100-lt"):
-        return ()
-    column, source = ("cifar10-lt", "cifar100-lt").index(data), "Tang et al. 2020, Table 3, ratio 100"
-    return tuple(
-        Published(method=method, all=TANG_TABLE_3[method][column], source=source)
-        for method in methods
-        if method in TANG_TABLE_3
-    )
-
 
 # Kang et al.: the learning rate restarted, taken to 0 by half a cosine over 10 epochs (LWS: 5), class-aware sampling.
 # Rows of their Table 1: everything re-trained (B+C), at a tenth of the learning rate, the last block alone (LB+C), the
@@ -198,13 +169,13 @@ def _rivals_of(data: str) -> list[Recipe]:
 
 
 def _recipe(data: str, title: str, own: str, adjusters: Sequence[str], **settings: object) -> Recipe:
-    name = f"{data}/{title}"
+    name, ratio = f"{data}/{title}", DATA[data]["data"].imbalance_ratio
     second = {method: second_stage(data, method) for method in adjusters if method in SECOND_STAGES}
     return Recipe.model_validate(
         DATA[data]
         | {"name": name, "classifier": CLASSIFIERS.get(own), "methods": (own, *adjusters), "second": second}
         # a rival's number is of its own setting
-        | {"published": () if title in RIVALS else published(data, (own, *adjusters))}
+        | {"published": () if title in RIVALS else published(data, ratio, (own, *adjusters))}
         | settings
     )
 
