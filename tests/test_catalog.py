@@ -116,7 +116,7 @@ def test_rivals_have_both_settings(data):
     for name in RIVALS:
         ours, published = RECIPES[f"{data}/{name}"], RECIPES[f"{data}/{name}-published"]
         differs = {key for key, value in plain if getattr(ours.stages[0], key) != value}
-        assert differs <= {"loss", "step", "sampler", "reweight_after", "weight_decay", "sharpness"}
+        assert differs <= {"loss", "step", "sampler", "images_per_class", "reweight_after", "weight_decay", "sharpness"}
         assert differs
         assert ours.backbone == RECIPES[f"{data}/tde"].backbone
         assert published.backbone.name == ("resnet32-two-branch" if name == "bbn" else "resnet32")
@@ -126,6 +126,15 @@ def test_rivals_have_both_settings(data):
     assert RECIPES[f"{data}/bbn-published"].published[0].source == "Tang et al. 2020, Table 3, ratio 100"
     assert RECIPES["cifar100-lt/bbn-published"].published[0].all == 42.6
     assert RECIPES["cifar10-lt/ldam-drw-published"].published[0].all == 77.0
+
+
+def test_a_p_by_k_batch_has_classes_enough():
+    """Those of a batch differ: no more than there are, and two at least, to be told apart."""
+    recipes = [recipe for recipe in RECIPES.values() if recipe.stages[0].sampler == "p-by-k"]
+    assert len(recipes) == 2 * 5  # two losses, on three data sets, two of them in two settings
+    for recipe in recipes:
+        classes, stage = 100 if recipe.data.name == "cifar100-lt" else 10, recipe.stages[0]
+        assert 2 <= stage.batch_size // stage.images_per_class <= classes, recipe.name
 
 
 # ---- built, stepped
@@ -363,6 +372,10 @@ def test_oltr_settings(data_of):
         ),
         (["stages.0.step=glmc", "stages.0.loss=focal"], "loss: glmc has its own; expected cross-entropy"),
         (["stages.0.loss=focall"], "stages.0.loss"),
+        (
+            ["stages.0.sampler=p-by-k", "stages.0.batch_size=30"],
+            "images_per_class: expected a divisor of batch_size 30, got 4",
+        ),
         (['stages.0.loss={"kind": "focal", "gamma": -1}'], "stages.0.loss"),
     ],
 )
