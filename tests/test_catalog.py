@@ -137,6 +137,18 @@ def test_a_p_by_k_batch_has_classes_enough():
         assert 2 <= stage.batch_size // stage.images_per_class <= classes, recipe.name
 
 
+def test_rivals_whose_values_depend_on_the_data():
+    """Kini et al. 2021 and Du et al. 2023 have others for CIFAR-10-LT than for CIFAR-100-LT."""
+    for data, gamma, temperature in (("cifar10-lt", 0.15, 1.25), ("cifar100-lt", 0.05, 0.75)):
+        for name in ("vector-scaling", "vector-scaling-published"):
+            loss = RECIPES[f"{data}/{name}"].stages[0].loss
+            assert (loss.gamma, loss.temperature) == (gamma, temperature)
+    for data, values in (("cifar10-lt", (1.0, 1.2, 4.0)), ("cifar100-lt", (0.8, 1.0, 10.0))):
+        for name in ("glmc", "glmc-published"):
+            step = RECIPES[f"{data}/{name}"].stages[0].step
+            assert (step.q, step.power, step.gamma) == values
+
+
 # ---- built, stepped
 
 
