@@ -117,7 +117,7 @@ def test_rivals_have_both_settings(data):
     for name in RIVALS:
         ours, published = RECIPES[f"{data}/{name}"], RECIPES[f"{data}/{name}-published"]
         differs = {key for key, value in plain if getattr(ours.stages[0], key) != value}
-        assert differs <= {"loss", "step", "sampler", "reweight_after", "weight_decay", "sharpness"}
+        assert differs <= {"loss", "step", "sampler", "images_per_class", "reweight_after", "weight_decay", "sharpness"}
         assert differs
         assert ours.backbone == RECIPES[f"{data}/tde"].backbone
         assert published.backbone.name == ("resnet32-two-branch" if name == "bbn" else "resnet32")
@@ -127,6 +127,27 @@ def test_rivals_have_both_settings(data):
     assert RECIPES[f"{data}/bbn-published"].published[0].source == "Tang et al. 2020, Table 3, ratio 100"
     assert RECIPES["cifar100-lt/bbn-published"].published[0].all == 42.6
     assert RECIPES["cifar10-lt/ldam-drw-published"].published[0].all == 77.0
+
+
+def test_a_p_by_k_batch_has_classes_enough():
+    """Those of a batch differ: no more than there are, and two at least, to be told apart."""
+    recipes = [recipe for recipe in RECIPES.values() if recipe.stages[0].sampler == "p-by-k"]
+    assert len(recipes) == 2 * 5  # two losses, on three data sets, two of them in two settings
+    for recipe in recipes:
+        classes, stage = 100 if recipe.data.name == "cifar100-lt" else 10, recipe.stages[0]
+        assert 2 <= stage.batch_size // stage.images_per_class <= classes, recipe.name
+
+
+def test_rivals_whose_values_depend_on_the_data():
+    """Kini et al. 2021 and Du et al. 2023 have others for CIFAR-10-LT than for CIFAR-100-LT."""
+    for data, gamma, temperature in (("cifar10-lt", 0.15, 1.25), ("cifar100-lt", 0.05, 0.75)):
+        for name in ("vector-scaling", "vector-scaling-published"):
+            loss = RECIPES[f"{data}/{name}"].stages[0].loss
+            assert (loss.gamma, loss.temperature) == (gamma, temperature)
+    for data, values in (("cifar10-lt", (1.0, 1.2, 4.0)), ("cifar100-lt", (0.8, 1.0, 10.0))):
+        for name in ("glmc", "glmc-published"):
+            step = RECIPES[f"{data}/{name}"].stages[0].step
+            assert (step.q, step.power, step.gamma) == values
 
 
 # ---- built, stepped
@@ -380,6 +401,10 @@ def test_oltr_settings(data_of):
         (["stages.0.step=glmc", "stages.0.loss=focal"], "loss: glmc has its own; expected cross-entropy"),
         (["stages.0.nesterov=true", "stages.0.optimizer=adamw"], "nesterov: expected optimizer sgd, got adamw"),
         (["stages.0.loss=focall"], "stages.0.loss"),
+        (
+            ["stages.0.sampler=p-by-k", "stages.0.batch_size=30"],
+            "images_per_class: expected a divisor of batch_size 30, got 4",
+        ),
         (['stages.0.loss={"kind": "focal", "gamma": -1}'], "stages.0.loss"),
     ],
 )

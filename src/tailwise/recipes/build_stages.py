@@ -221,7 +221,7 @@ def build_sampler(stage: StageSettings, data: LongTailedData, seed: int) -> Epoc
             members,
             seed,
             epoch,
-            classes_per_batch=max(1, stage.batch_size // stage.images_per_class),
+            classes_per_batch=stage.batch_size // stage.images_per_class,
             images_per_class=stage.images_per_class,
         ),
     }

@@ -42,11 +42,14 @@ RIVALS: dict[str, dict[str, Any]] = {
     "weight-decay": {"weight_decay": 5e-3},
     "sharpness-aware": {"sharpness": 0.05},
 }
-# On other data than CIFAR-100-LT: Du et al.'s own CIFAR-10-LT setting, and a rare class of ten instead of a hundred,
-# where 5e-3 is half of an equal share.
+# What depends on the data: Du et al.'s own CIFAR-10-LT setting, Kini et al.'s CIFAR-100-LT values; a rare class of ten
+# instead of a hundred, where 5e-3 is half of an equal share; and P x K batches of at most ten classes.
 ON_DATA: dict[tuple[str, str], dict[str, Any]] = {
     ("cifar10-lt", "glmc"): {"step": GlmcSettings(q=1.0, power=1.2, gamma=4.0)},
     ("cifar10-lt", "equalization"): {"loss": EqualizationSettings(threshold=0.05)},
+    ("cifar10-lt", "range"): {"images_per_class": 32},
+    ("cifar10-lt", "lifted-structured"): {"images_per_class": 32},
+    ("cifar100-lt", "vector-scaling"): {"loss": VectorScalingSettings(gamma=0.05, temperature=0.75)},
     ("digits-lt", "equalization"): {"loss": EqualizationSettings(threshold=0.05)},
 }
 TWO_BRANCH = {"digits-net": "digits-net-two-branch", "resnet32": "resnet32-two-branch"}  # what BBN trains

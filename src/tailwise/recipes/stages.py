@@ -235,7 +235,7 @@ class StageSettings(Settings):
     """One training phase; the terms are those of `tailwise.train.Stage`.
 
     sampler: "cyclic" is the authors' variant of the one it ends. repeat_threshold: of repeat-factor sampling.
-    images_per_class: K of P x K batches.
+    images_per_class: K of P x K batches; P is batch_size / K.
     step: what is made of a batch, and what the model gives the loss. reweight_after: the part of the stage after which
     samples are weighted by the effective number of their class (deferred re-weighting), with reweight_beta.
     learning_rate: the peak. momentum, weight_decay, nesterov: of SGD, on all parameters; AdamW's betas are momentum and
@@ -277,6 +277,14 @@ class StageSettings(Settings):
             raise ValueError("nesterov: expected false where momentum is 0, got true")
         if self.nesterov and self.optimizer != "sgd":
             raise ValueError(f"nesterov: expected optimizer sgd, got {self.optimizer}")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_are_whole(self) -> "StageSettings":
+        if self.sampler == "p-by-k" and self.batch_size % self.images_per_class:
+            raise ValueError(
+                f"images_per_class: expected a divisor of batch_size {self.batch_size}, got {self.images_per_class}"
+            )
         return self
 
     @model_validator(mode="after")
