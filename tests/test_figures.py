@@ -102,7 +102,7 @@ def causal(tmp_path_factory):
 def thousand(tmp_path_factory):
     """1,000 classes, one seed, no class with few images, and one that the test set lacks."""
     counts = np.round(1280 * 60 ** (-np.arange(1000) / 999)).astype(int)
-    return made_run(tmp_path_factory.mktemp("thousand"), counts, seeds=1, per_class=2)
+    return made_run(tmp_path_factory.mktemp("thousand"), counts, seeds=1, per_class=1)
 
 
 def head_to_tail(source):
@@ -324,7 +324,12 @@ def test_one_seed_and_an_empty_group(thousand):
     assert np.isnan(figure_data("confusion", [thousand]).panels[0].mean[2]).all()
 
 
-def test_titles_say_data_method_seeds_and_protocol(causal):
+def test_titles_say_data_method_seeds_and_protocol(causal, tmp_path):
+    fewer = made_run(tmp_path, DIGITS, shuffle=True, seeds=1, title="other")
+    assert figure_data("feature-norms", [causal, fewer]).caption == (
+        "digits-lt, imbalance ratio 50; de-confound; tde: mean ± std over seeds 0, 1; other: single run, seed 0; "
+        "protocol clean; test images"
+    )
     assert figure_data("alpha", [causal]).caption == (
         "digits-lt, imbalance ratio 50; de-confound, tde; mean ± std over seeds 0, 1; protocol clean"
     )
@@ -351,10 +356,10 @@ NEEDS = {"norm-power": "linear", "classifiers-by-sampler": "linear", "weight-nor
 
 @pytest.fixture(scope="module")
 def drawn(linear, causal, thousand):
-    """Every figure of 10 classes, and of 1,000 where its run has what it needs: {name: (data, figure)}."""
+    """Every figure of 10 classes, and some of 1,000: {name: (data, figure)}."""
     kinds = {"linear": [linear], "causal": [causal], None: []}
     data = {name: figure_data(name, kinds[NEEDS.get(name, "causal")]) for name in FIGURES}
-    for name in set(FIGURES) - {"norm-power", "one-dimensional", "classifiers-by-sampler"}:
+    for name in ("alpha", "weight-norms", "sampling", "confusion"):
         data[f"{name}, 1000"] = figure_data(name, [thousand])
     return {name: (content, draw(content)) for name, content in data.items()}
 
@@ -381,7 +386,8 @@ def test_curves_hold_their_values(drawn, name):
 
 
 @pytest.mark.parametrize(
-    "name", [f"{n}{c}" for n in ("weight-norms", "feature-norms", "head-cosine", "sampling") for c in ("", ", 1000")]
+    "name",
+    ["weight-norms", "weight-norms, 1000", "feature-norms", "head-cosine", "sampling", "sampling, 1000"],
 )
 def test_per_class_figures_hold_their_values(drawn, name):
     data, figure = drawn[name]
@@ -459,9 +465,17 @@ def overlapping(boxes):
     return [(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :] if a.overlaps(b)]
 
 
+def shown_ticks(side):
+    """Labels of the ticks within view; matplotlib keeps others, which it does not draw."""
+    low, high = side.get_view_interval()
+    near = [tick for tick in side.get_major_ticks() if low * (1 - 1e-9) <= tick.get_loc() <= high * (1 + 1e-9)]
+    labels = [label for tick in near for label in (tick.label1, tick.label2)]
+    return [label for label in labels if label.get_visible() and label.get_text()]
+
+
 def test_nothing_overlaps_and_nothing_is_clipped(drawn):
     for name, (data, figure) in drawn.items():
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         whole = figure.bbox
         heading = figure._suptitle
         assert heading.get_text().replace("\n", " ") == f"{data.title} {data.caption}", name
@@ -469,12 +483,12 @@ def test_nothing_overlaps_and_nothing_is_clipped(drawn):
         for axis in figure.axes:
             if not axis.get_visible():
                 continue
-            ticks = [t for a in (axis.xaxis, axis.yaxis) for t in a.get_ticklabels() if t.get_text()]
-            for some in (axis.xaxis.get_ticklabels(), axis.yaxis.get_ticklabels(), axis.texts):
+            ticks = [shown_ticks(side) for side in (axis.xaxis, axis.yaxis)]
+            for some in (*ticks, axis.texts):
                 boxes = [text.get_window_extent() for text in some if text.get_text()]
                 turned = any(text.get_rotation() % 90 for text in some)
                 assert turned or not overlapping(boxes), (name, [t.get_text() for t in some])
-            texts += [*axis.texts, *ticks, axis.xaxis.label, axis.yaxis.label, axis._left_title]
+            texts += [*axis.texts, *ticks[0], *ticks[1], axis.xaxis.label, axis.yaxis.label, axis._left_title]
             assert not axis._left_title.get_window_extent().overlaps(heading.get_window_extent()), name
         for text in texts:
             box = text.get_window_extent()
@@ -488,7 +502,7 @@ def test_narrow_groups_and_long_names_stay_readable():
     lines = (Panel("", (Line("a", np.ones(1000)),)),)
     names = tuple(map(str, range(1000)))
     figure = draw(PerClass("title", "caption", "y", names, counts, sizes, lines))
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in panels_of(figure)[0].texts]
     assert len(boxes) == 3
     assert not overlapping(boxes)
@@ -523,7 +537,7 @@ def test_a_figure_is_the_same_bytes_again(causal):
 
 
 def test_a_thousand_classes_are_a_file_of_bearable_size(drawn):
-    assert len(rendered(drawn["weight-norms, 1000"][0], ("svg",))["svg"]) < 600_000
+    assert len(rendered(drawn["weight-norms, 1000"][0], ("svg",))["svg"]) < 300_000
 
 
 # ---- the command

@@ -477,10 +477,13 @@ def _rows(sources: Sequence[Source]) -> list[str]:
 def _caption(sources: Sequence[Source], methods: Sequence[str]) -> str:
     """Data, methods, seeds and protocol."""
     recipe = sources[0].run.recipe
-    seeds = sorted({seed.seed for source in sources for seed in source.run.seeds})
+    over = {source.run.recipe.title: over_seeds([seed.seed for seed in source.run.seeds]) for source in sources}
+    seeds = [f"{title}: {text}" for title, text in over.items()]
+    if len(set(over.values())) == 1:
+        seeds = list(over.values())[:1]
     protocols = dict.fromkeys(source.run.recipe.protocol for source in sources)
     data = f"{recipe.data.name}, imbalance ratio {recipe.data.imbalance_ratio:g}"
-    return "; ".join(filter(None, (data, ", ".join(methods), over_seeds(seeds), f"protocol {', '.join(protocols)}")))
+    return "; ".join(filter(None, (data, ", ".join(methods), *seeds, f"protocol {', '.join(protocols)}")))
 
 
 def _same_data(sources: Sequence[Source]) -> None:

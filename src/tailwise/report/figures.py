@@ -267,7 +267,8 @@ def _per_class(axes: Sequence[Any], data: PerClass) -> None:
                 axis.plot(ranks, line.mean, label=line.label, **look)
                 _band(axis, ranks, line, look["color"])
                 continue
-            axis.plot(ranks, line.mean, linestyle="", marker=".", markersize=1.8, color=look["color"], alpha=0.35)
+            points = {"linestyle": "", "marker": ".", "markersize": 1.8, "alpha": 0.35, "color": look["color"]}
+            axis.plot(ranks, line.mean, rasterized=True, **points)  # thousands of shapes make an SVG slow
             smooth = {name: None if v is None else running_mean(v) for name, v in vars(line).items() if name != "label"}
             smoothed = Line(line.label, **smooth)
             axis.plot(ranks, smoothed.mean, label=line.label, markevery=max(1, len(ranks) // 10), **look)
@@ -394,7 +395,8 @@ def _class_axis(axis: Any, data: PerClass) -> None:
         axis.set_xlabel("class, head to tail")
     else:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axis.set_xlabel("rank of the class, head to tail")
+        many = num_classes > SEPARATE_CLASSES
+        axis.set_xlabel(f"rank of the class, head to tail{' (points: classes; lines: running means)' * many}")
     axis.set_xlim(0.5, num_classes + 0.5)
     axis.grid(False, axis="x")
     start, centres, labels = 0, [], []
@@ -474,8 +476,7 @@ def _panel_size(data: FigureData) -> tuple[float, float]:
 def _heading(figure: Any, data: FigureData) -> None:
     room = int(figure.get_figwidth() * CHARACTERS)
     lines = [line for text in (data.title, data.caption) for line in textwrap.wrap(text, room)]
-    heading = figure.suptitle("\n".join(lines), ha="left", linespacing=1.4)
-    heading.set_x(0.01)  # given to suptitle, it would keep the layout from making room
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.4)
 
 
 def _legend(figure: Any, axes: Sequence[Any]) -> None:
