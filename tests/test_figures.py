@@ -14,6 +14,7 @@ from tailwise import CausalClassifier, ClassCounts, InputError, LinearClassifier
 from tailwise.classifiers import FoldedClassifier
 from tailwise.cli import FIGURES as IN_HELP
 from tailwise.cli import main
+from tailwise.counts import GROUPS
 from tailwise.evaluate import Store, expected_calibration_error, group_confusion, shot_accuracy
 from tailwise.recipes import figures, measure
 from tailwise.recipes.catalog import RECIPES
@@ -496,18 +497,22 @@ def test_nothing_overlaps_and_nothing_is_clipped(drawn):
             assert box.width == 0 or inside, (name, text)
 
 
-def test_narrow_groups_and_long_names_stay_readable():
-    counts = np.array([500] * 995 + [50] * 2 + [3] * 3)
-    sizes = {"many": 995, "medium": 2, "few": 3}
+@pytest.mark.parametrize("sizes", [(995, 2, 3), (2, 3, 995), (500, 2, 498), (0, 998, 2)])
+def test_narrow_groups_keep_their_names_apart(sizes):
+    counts, names = np.repeat((500, 50, 3), sizes), tuple(map(str, range(1000)))
     lines = (Panel("", (Line("a", np.ones(1000)),)),)
-    names = tuple(map(str, range(1000)))
-    figure = draw(PerClass("title", "caption", "y", names, counts, sizes, lines))
+    figure = draw(PerClass("t", "c", "y", names, counts, dict(zip(GROUPS, sizes, strict=True)), lines))
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in panels_of(figure)[0].texts]
-    assert len(boxes) == 3
+    (axis,) = panels_of(figure)
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert len(boxes) == sum(size > 0 for size in sizes)
     assert not overlapping(boxes)
-    assert max(box.x1 for box in boxes) < figure.bbox.x1
+    assert min(box.x0 for box in boxes) > axis.bbox.x0 - 5
+    assert max(box.x1 for box in boxes) < axis.bbox.x1 + 5
 
+
+def test_class_names_are_text_and_not_too_long():
+    counts = np.repeat((500, 50, 3), (5, 2, 3))
     strange = (
         "<b>$x$</b>",
         "a" * 200,
@@ -520,7 +525,7 @@ def test_narrow_groups_and_long_names_stay_readable():
         "i",
         "$\\frac$",
     )
-    data = PerClass("$a$", "100 % _x_", "y", strange, counts[-10:], {"many": 5, "medium": 2, "few": 3},
+    data = PerClass("$a$", "100 % _x_", "y", strange, counts, {"many": 5, "medium": 2, "few": 3},
                     (Panel("", (Line("a", np.ones(10)),)),))  # fmt: skip
     shown = [text.get_text() for text in panels_of(draw(data))[0].get_xticklabels()]
     assert shown[:2] == ["<b>$x$</b>", "a" * 13 + "…"]
