@@ -425,8 +425,8 @@ def _line_of(label: str, cells: Sequence[dict[str, float | None] | None], severa
     return Line(label, mean, std if several else None)
 
 
-def _ratio(total: Values, count: NDArray[Any]) -> Values:
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+def _ratio(total: NDArray[Any], count: NDArray[Any]) -> Values:
+    return np.asarray(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
 
 
 def _class_means(values: Tensor, store: Store) -> Values:

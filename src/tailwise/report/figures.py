@@ -22,7 +22,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#5
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES = ("-", "--", "-.", ":")
 GREY = "#767676"
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
@@ -269,8 +269,7 @@ def _per_class(axes: Sequence[Any], data: PerClass) -> None:
                 continue
             points = {"linestyle": "", "marker": ".", "markersize": 1.8, "alpha": 0.35, "color": look["color"]}
             axis.plot(ranks, line.mean, rasterized=True, **points)  # thousands of shapes make an SVG slow
-            smooth = {name: None if v is None else running_mean(v) for name, v in vars(line).items() if name != "label"}
-            smoothed = Line(line.label, **smooth)
+            smoothed = Line(line.label, running_mean(line.mean), None if line.std is None else running_mean(line.std))
             axis.plot(ranks, smoothed.mean, label=line.label, markevery=max(1, len(ranks) // 10), **look)
             _band(axis, ranks, smoothed, look["color"])
         if data.log:
@@ -359,14 +358,14 @@ def _illustration(axes: Sequence[Any], data: Illustration) -> None:
 def running_mean(values: Values) -> Values:
     """Mean of each value's neighbours, a twentieth of all, fewer at the ends; NaN are left out.
 
-    >>> running_mean(np.array([1.0, np.nan, 3.0] + [0.0] * 57))[:3]
-    array([2., 2., 1.33...])
+    >>> running_mean(np.array([1.0, np.nan, 3.0, 0.0]))
+    array([1. , 2. , 1.5, 1.5])
     """
     half, known = max(1, len(values) // 40), ~np.isnan(values)
     window = np.ones(2 * half + 1)
     total = np.convolve(np.where(known, values, 0.0), window)[half : len(values) + half]
     count = np.convolve(known.astype(float), window)[half : len(values) + half]
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0.5)
+    return np.asarray(np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0.5))
 
 
 def _look(number: int) -> dict[str, Any]:
