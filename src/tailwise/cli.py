@@ -23,6 +23,18 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
+FIGURES = (
+    "alpha",
+    "norm-power",
+    "weight-norms",
+    "feature-norms",
+    "head-cosine",
+    "confusion",
+    "reliability",
+    "sampling",
+    "classifiers-by-sampler",
+    "one-dimensional",
+)
 POWERS = ("auto", "train", "learned")
 
 Seeds = Annotated[int | None, Parameter(help="Seeds 0 to N-1; each draws its own subset (default: the recipe's).")]
@@ -380,6 +392,44 @@ def compare(
     opened = [run for folder in run_folders for run in open_runs(folder)]
     results = {str(run.path): [seed.results() for seed in run.seeds] for run in opened}
     _show(compared(results), json)
+
+
+@app.command
+def plot(
+    *run_folders: Annotated[Path, Parameter(help="Run folders, or folders that hold several; none: one-dimensional.")],
+    figure: Annotated[str, Parameter(help=f"One of {', '.join(FIGURES)}.")],
+    out: Annotated[
+        Path | None,
+        Parameter(help="NAME.png, NAME.svg, or NAME for both (default: figures/FIGURE in the first folder)."),
+    ] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Draw a figure of the papers from trained runs, as PNG and SVG: means over seeds, classes from head to tail.
+
+    Needs matplotlib: pip install 'tailwise[plots]'.
+    """
+    checks.choice("figure", figure, FIGURES)
+    from tailwise.report.figures import need_matplotlib
+
+    need_matplotlib()
+    from tailwise.recipes import figures, measure
+    from tailwise.recipes.runs import open_runs
+
+    if out is not None:
+        figures.check_ending(out)
+    opened = [run for folder in run_folders for run in open_runs(folder)]
+    sources = [figures.Source(run, lambda seed: measure.open_trained(seed, data_dir, device=device)) for run in opened]
+    with _warnings_as_notes():
+        data = figures.figure_data(figure, sources)
+        wrote = figures.write_figure(data, out or figures.default_place(figure, run_folders))
+    if json:
+        _print_json({"figure": figure, "title": data.title, "caption": data.caption, "wrote": [str(p) for p in wrote]})
+        return
+    print(f"{data.title}: {data.caption}")
+    for path in wrote:
+        print(f"wrote {path}")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -8,6 +8,7 @@ from tailwise.evaluate.calibration import (
 )
 from tailwise.evaluate.metrics import (
     METRICS,
+    group_confusion,
     harmonic_mean_accuracy,
     mean_per_class_accuracy,
     metric,
@@ -35,6 +36,7 @@ __all__ = [
     "classwise_calibration_error",
     "estimate_prior",
     "expected_calibration_error",
+    "group_confusion",
     "harmonic_mean_accuracy",
     "mean_per_class_accuracy",
     "metric",

@@ -75,6 +75,32 @@ def shot_accuracy(predicted: Classes, labels: Classes, counts: ClassCounts) -> d
     return accuracy
 
 
+def group_confusion(predicted: Classes, labels: Classes, counts: ClassCounts) -> NDArray[np.float64]:
+    """Percent of each group's samples that are taken for a class of each group, right or wrong, [3, 3].
+
+    Row and column are many, medium, few; a row is the mean over its group's classes, as in `shot_accuracy`, and sums
+    to 100. NaN for a group of which no class has a sample.
+
+    Arguments and errors as in `shot_accuracy`.
+
+    >>> group_confusion(np.array([0, 1, 1]), np.array([0, 0, 1]), ClassCounts((200, 5)))
+    array([[ 50.,   0.,  50.],
+           [ nan,  nan,  nan],
+           [  0.,   0., 100.]])
+    """
+    in_group = np.zeros((len(GROUPS), counts.num_classes), dtype=bool)
+    for row, classes in zip(in_group, counts.groups.values(), strict=True):
+        row[classes] = True
+    # of class c, the percent taken for each group: the accuracy of having hit that group
+    hits = [per_class_accuracy(np.where(row[predicted], labels, -1), labels, counts.num_classes) for row in in_group]
+    known = ~np.isnan(hits[0])
+    confusion = np.full((len(GROUPS), len(GROUPS)), np.nan)
+    for true, row in enumerate(in_group):
+        if (row & known).any():
+            confusion[true] = [hit[row & known].mean() for hit in hits]
+    return confusion
+
+
 def harmonic_mean_accuracy(predicted: Classes, labels: Classes, num_classes: int) -> float:
     """The harmonic mean of `per_class_accuracy`: near the worst classes, where the plain mean forgives them.
 

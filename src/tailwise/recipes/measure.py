@@ -107,10 +107,10 @@ def adjust(
     return _result(trained, {own: trained.row(own), method: row}), path
 
 
-def sweep_strength(
+def strength_curve(
     trained: Trained, method: str, asked: Asked = AS_IT_IS, values: tuple[float, ...] | None = None
-) -> tuple[dict[str, Any], Path]:
-    """The whole curve of a method's strength, on val (where there is one) and on test; returns it and its file.
+) -> dict[str, Any]:
+    """The whole curve of a method's strength, on val (where there is one) and on test.
 
     The value is chosen on val alone, by the metric; the test curve is for looking at.
 
@@ -131,6 +131,14 @@ def sweep_strength(
             chosen = choose(tried, predictions, score)
             curve[split]["metric"] = list(chosen.scores)
             curve["chosen"] = {"value": chosen.chosen, "from": store.split, "by": choice.metric}
+    return curve
+
+
+def sweep_strength(
+    trained: Trained, method: str, asked: Asked = AS_IT_IS, values: tuple[float, ...] | None = None
+) -> tuple[dict[str, Any], Path]:
+    """The curve of `strength_curve`, kept in the seed's folder; returns it and its file."""
+    curve = strength_curve(trained, method, asked, values)
     path = trained.folder / "sweeps" / f"{method}.json"
     try:
         path.parent.mkdir(exist_ok=True)

@@ -220,9 +220,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def write_text(path: Path, content: str) -> None:
     """Write atomically, as `write_json`."""
+    write_bytes(path, content.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write atomically, as `write_json`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

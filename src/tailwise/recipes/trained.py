@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tailwise import checks, ranks
 from tailwise.counts import ClassCounts
 from tailwise.data import LongTailedData
+from tailwise.evaluate import Store
 from tailwise.recipes import runs
 from tailwise.recipes.adjusters import Alpha, Choice, Power, adjusted, choice_of
 from tailwise.recipes.build import build_data
@@ -105,13 +107,23 @@ class Trained:
         Raises:
             InputError: a second stage that was not trained; what the method needs is not there.
         """
+        classifier, test, notes = self.on_test(method, asked)
+        if METHODS[method].adjust is None:
+            return own_row(test, self.published)
+        return {**adjusted_row(classifier, test, self.published), **notes}
+
+    def on_test(self, method: str, asked: Asked = AS_IT_IS) -> tuple[nn.Module, Store, dict[str, Any]]:
+        """A method's classifier, the test store whose features it takes, and the notes of its row.
+
+        Arguments and errors as in `row`.
+        """
         adjust = METHODS[method].adjust
         if adjust is None:
-            return own_row(self.stores.test(), self.published)
+            return self.model.classifier, self.stores.test(), {}
         if adjust == "second-stage" or (asked == AS_IT_IS and self.has(method)):
-            return self._kept_row(method)
+            return self._kept_on_test(method)
         made = adjusted(method, self.model.classifier, self.stores, self.choice(asked))
-        return {**adjusted_row(made.classifier, self.stores.test(), self.published), **made.notes}
+        return made.classifier, self.stores.test(), made.notes
 
     def has(self, method: str) -> bool:
         """Whether an adjusted model of this method is kept."""
@@ -144,14 +156,14 @@ class Trained:
             if ranks.is_main():
                 save_adjusted(path, made.model, about, own_features=made.own_features)
             ranks.wait()
-            return self._kept_row(method), path
+            return self.row(method), path
         done = adjusted(method, self.model.classifier, self.stores, self.choice(asked))
         row = {**adjusted_row(done.classifier, self.stores.test(), self.published), **done.notes}
         model = Recognizer(self.model.backbone, done.classifier)
         save_adjusted(path, model, {**about, "notes": done.notes}, own_features=False)
         return row, path
 
-    def _kept_row(self, method: str) -> Row:
+    def _kept_on_test(self, method: str) -> tuple[nn.Module, Store, dict[str, Any]]:
         path = adjusted_path(self.folder, method)
         if not path.is_file():
             raise checks.InputError(f"method: no '{method}' was trained in {self.folder}; run `tailwise adjust` first")
@@ -160,8 +172,7 @@ class Trained:
         if kept.own_features:
             folder = self.folder / "stores" / method
             stores = Stores(folder, kept.digest, self.recipe, kept.model, lambda: self.data)
-        row = adjusted_row(kept.model.classifier, stores.test(), self.published)
-        return {**row, **kept.about["notes"]}
+        return kept.model.classifier, stores.test(), kept.about["notes"]
 
     def _second_settings(self, method: str) -> dict[str, Any]:
         """Everything a second stage depends on beside seed and first stage; "by" is what its epoch is chosen by."""

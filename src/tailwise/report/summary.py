@@ -27,6 +27,15 @@ def mean_and_std(values: Sequence[float | None]) -> dict[str, float | None] | No
     return {"mean": statistics.fmean(known), "std": statistics.stdev(known) if len(known) > 1 else None}
 
 
+def over_seeds(seeds: Sequence[int]) -> str:
+    """What figures are over.
+
+    >>> over_seeds([0, 1]), over_seeds([3])
+    ('mean ± std over seeds 0, 1', 'single run, seed 3')
+    """
+    return f"mean ± std over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"single run, seed {seeds[0]}"
+
+
 def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One row per method over the seeds of one run: accuracies in percent, and how strong an adjustment was.
 

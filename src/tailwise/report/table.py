@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tailwise.report.summary import GROUPS, STRENGTHS
+from tailwise.report.summary import GROUPS, STRENGTHS, over_seeds
 
 
 def figure(value: dict[str, float | None] | None, sign: str = "") -> str:
@@ -29,8 +29,7 @@ def print_record(console: Console, record: dict[str, Any], lines: Sequence[str] 
     side_by_side = any("run" in row for row in rows)
     by_recipe = not side_by_side and len({row["method"] for row in rows}) < len(rows)
     seeds = record["seeds"]
-    over = f"mean ± std over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"single run, seed {seeds[0]}"
-    title = f"{record['name']}: accuracy in %, {over}"
+    title = f"{record['name']}: accuracy in %, {over_seeds(seeds)}"
     console.print(f"{title}; protocol {record['protocol']}", highlight=False, markup=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     if side_by_side:
