@@ -23,7 +23,7 @@ from tailwise.recipes.build_stages import (
     build_stages,
     build_view,
 )
-from tailwise.recipes.catalog import RECIPES, SUITES, find
+from tailwise.recipes.catalog import RECIPES, SUITES, find, with_second_stage
 from tailwise.recipes.methods import METHODS, adjusters_of
 from tailwise.recipes.overrides import override
 from tailwise.recipes.rivals import PUBLISHED_SETTING, RIVALS
@@ -135,6 +135,17 @@ def test_a_p_by_k_batch_has_classes_enough():
     for recipe in recipes:
         classes, stage = 100 if recipe.data.name == "cifar100-lt" else 10, recipe.stages[0]
         assert 2 <= stage.batch_size // stage.images_per_class <= classes, recipe.name
+
+
+def test_a_published_setting_is_that_of_both_stages():
+    """Alshammari et al. train the second stage on in the first one's setting; the data's own is for the data's own."""
+    whole = RECIPES["cifar100-lt/weight-balancing-published"].second["weight-balancing"]
+    assert (whole.stage.batch_size, whole.stage.learning_rate) == (64, 0.01)
+    plain = RECIPES["cifar100-lt/weight-balancing"].second["weight-balancing"]
+    assert (plain.stage.batch_size, plain.stage.learning_rate) == (256, 0.2)
+    for name, expected in (("weight-decay-published", whole), ("weight-decay", plain), ("joint", plain)):
+        recipe = with_second_stage(RECIPES[f"cifar100-lt/{name}"], "weight-balancing")
+        assert recipe.second["weight-balancing"] == expected
 
 
 def test_rivals_whose_values_depend_on_the_data():
