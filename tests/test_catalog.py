@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tailwise import CosineClassifier, InputError, losses
+from tailwise.adjust import adjust_logits
 from tailwise.backbones import DigitsNet, ResNet32
 from tailwise.data import EpochBatches, mix
 from tailwise.methods import BilateralLoss, BilateralView, GlmcLoss, GlmcView
@@ -437,6 +438,22 @@ def test_every_rival_trains_to_a_row(rivals):
     for row in rows.values():
         assert 0 <= row["all"] <= 100
         assert len(row["per_class"]) == 10
+
+
+def test_a_trained_ldam_gives_the_logits_of_its_posterior(rivals):
+    """softmax(30 cosines) is what was trained: of the cosines alone, logit adjustment would leave nothing."""
+    (run,) = [run for run in rivals if run.recipe.title == "ldam"]
+    data = build_data(run.recipe, 0, None)
+    model = measure.load_model(run.seeds[0].path)
+    trained = measure.open_trained(run.seeds[0], None)
+    with torch.no_grad():
+        features = model.backbone(data.normalize(data.test.images))
+        cosines = torch.nn.functional.normalize(features) @ torch.nn.functional.normalize(model.classifier.weight).T
+        torch.testing.assert_close(model.classifier(features), 30 * cosines, rtol=0, atol=1e-3)
+    stored = torch.from_numpy(trained.stores.test().logits.copy())  # written as the run ended
+    torch.testing.assert_close(stored, 30 * cosines, rtol=0, atol=1e-3)
+    right = adjust_logits(30 * cosines, data.counts.prior).argmax(dim=1) == data.test.labels
+    assert trained.row("logit-adjustment")["all"] == pytest.approx(100 * right.float().mean().item(), abs=1e-3)
 
 
 @pytest.mark.parametrize("method", ["oltr", "decouple-oltr"])
