@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tailwise import CosineClassifier, InputError, losses
+from tailwise.adjust import adjust_logits
 from tailwise.backbones import DigitsNet, ResNet32
 from tailwise.data import EpochBatches, mix
 from tailwise.methods import BilateralLoss, BilateralView, GlmcLoss, GlmcView
@@ -24,7 +25,7 @@ from tailwise.recipes.build_stages import (
     build_stages,
     build_view,
 )
-from tailwise.recipes.catalog import RECIPES, SUITES, find
+from tailwise.recipes.catalog import RECIPES, SUITES, find, with_second_stage
 from tailwise.recipes.methods import METHODS, adjusters_of
 from tailwise.recipes.overrides import override
 from tailwise.recipes.rivals import PUBLISHED_SETTING, RIVALS
@@ -136,6 +137,17 @@ def test_a_p_by_k_batch_has_classes_enough():
     for recipe in recipes:
         classes, stage = 100 if recipe.data.name == "cifar100-lt" else 10, recipe.stages[0]
         assert 2 <= stage.batch_size // stage.images_per_class <= classes, recipe.name
+
+
+def test_a_published_setting_is_that_of_both_stages():
+    """Alshammari et al. train the second stage on in the first one's setting; the data's own is for the data's own."""
+    whole = RECIPES["cifar100-lt/weight-balancing-published"].second["weight-balancing"]
+    assert (whole.stage.batch_size, whole.stage.learning_rate) == (64, 0.01)
+    plain = RECIPES["cifar100-lt/weight-balancing"].second["weight-balancing"]
+    assert (plain.stage.batch_size, plain.stage.learning_rate) == (256, 0.2)
+    for name, expected in (("weight-decay-published", whole), ("weight-decay", plain), ("joint", plain)):
+        recipe = with_second_stage(RECIPES[f"cifar100-lt/{name}"], "weight-balancing")
+        assert recipe.second["weight-balancing"] == expected
 
 
 def test_rivals_whose_values_depend_on_the_data():
@@ -443,6 +455,22 @@ def test_every_rival_trains_to_a_row(rivals):
     for row in rows.values():
         assert 0 <= row["all"] <= 100
         assert len(row["per_class"]) == 10
+
+
+def test_a_trained_ldam_gives_the_logits_of_its_posterior(rivals):
+    """softmax(30 cosines) is what was trained: of the cosines alone, logit adjustment would leave nothing."""
+    (run,) = [run for run in rivals if run.recipe.title == "ldam"]
+    data = build_data(run.recipe, 0, None)
+    model = measure.load_model(run.seeds[0].path)
+    trained = measure.open_trained(run.seeds[0], None)
+    with torch.no_grad():
+        features = model.backbone(data.normalize(data.test.images))
+        cosines = torch.nn.functional.normalize(features) @ torch.nn.functional.normalize(model.classifier.weight).T
+        torch.testing.assert_close(model.classifier(features), 30 * cosines, rtol=0, atol=1e-3)
+    stored = torch.from_numpy(trained.stores.test().logits.copy())  # written as the run ended
+    torch.testing.assert_close(stored, 30 * cosines, rtol=0, atol=1e-3)
+    right = adjust_logits(30 * cosines, data.counts.prior).argmax(dim=1) == data.test.labels
+    assert trained.row("logit-adjustment")["all"] == pytest.approx(100 * right.float().mean().item(), abs=1e-3)
 
 
 @pytest.mark.parametrize("method", ["oltr", "decouple-oltr"])

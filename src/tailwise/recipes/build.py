@@ -17,6 +17,7 @@ from tailwise.classifiers import (
     CosineClassifier,
     LinearClassifier,
     MlpClassifier,
+    NormalizedClassifier,
     ScaledClassifier,
 )
 from tailwise.data import (
@@ -42,6 +43,7 @@ from tailwise.recipes.schema import (
     SecondClassifierSettings,
     TrainedSettings,
 )
+from tailwise.recipes.stages import LdamSettings
 from tailwise.recognizer import Recognizer
 from tailwise.train import Compute
 
@@ -121,6 +123,16 @@ def build_model(recipe: Recipe, num_classes: int) -> Recognizer:
     """Backbone and classifier, freshly initialised from torch's global random state."""
     backbone = BACKBONES[recipe.backbone.name]()
     return Recognizer(backbone, build_classifier(recipe, backbone.num_features, num_classes))
+
+
+def take_over_scale(recipe: Recipe, model: Recognizer) -> None:
+    """Give a trained classifier the scale that its loss had, so that its logits are those of the trained posterior.
+
+    LDAM alone has one: its model gives plain cosines, and softmax(scale cosines) is what was trained.
+    """
+    loss = recipe.stages[-1].loss
+    if isinstance(loss, LdamSettings) and isinstance(model.classifier, NormalizedClassifier):
+        model.classifier.tau *= loss.scale
 
 
 def build_classifier(recipe: Recipe, in_features: int, num_classes: int) -> nn.Module:

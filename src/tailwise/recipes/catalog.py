@@ -123,13 +123,15 @@ SLOW = ("fine-tune-slow", "oltr")
 SECOND_STAGES = tuple(name for name, method in METHODS.items() if method.adjust == "second-stage")
 
 
-def second_stage(data: str, method: str) -> SecondStageSettings:
+def second_stage(data: str, method: str, first: StageSettings | None = None) -> SecondStageSettings:
     """The second stage of a method on a data set, with the first stage's batch, learning rate and weight decay.
+
+    first: the data's own first stage if None.
 
     >>> second_stage("digits-lt", "lws").stage.epochs
     5
     """
-    first: StageSettings = DATA[data]["stages"][0]
+    first = first or DATA[data]["stages"][0]
     stored = METHODS[method].on == "features"
     stage = StageSettings(
         name=method,
@@ -151,7 +153,9 @@ def _rival(data: str, method: str, title: str, adjusters: Sequence[str] = (), *,
     network = "resnet32" if published else DATA[data]["backbone"].name
     backbone = {"name": TWO_BRANCH.get(network, network) if method == "bbn" else network}
     classifier = CosineSettings(tau=1.0) if method.startswith("ldam") else CLASSIFIERS["joint"]
-    return _recipe(data, title, method, adjusters, classifier=classifier, stages=(stage,), backbone=backbone)
+    second = {adjuster: second_stage(data, adjuster, stage if published else None) for adjuster in adjusters}
+    settings = {"classifier": classifier, "stages": (stage,), "backbone": backbone, "second": second}
+    return _recipe(data, title, method, adjusters, **settings)
 
 
 def _rivals_of(data: str) -> list[Recipe]:
@@ -256,7 +260,12 @@ def find(name: str) -> list[Recipe]:
 
 
 def with_second_stage(recipe: Recipe, method: str) -> Recipe:
-    """The recipe of a trained run, with the catalog's second stage of a method where it has none of its own."""
+    """The recipe of a trained run, with the catalog's second stage of a method where it has none of its own.
+
+    A run in a published setting goes on in it.
+    """
     if METHODS[method].adjust != "second-stage" or method in recipe.second:
         return recipe
-    return recipe.model_copy(update={"second": {**recipe.second, method: second_stage(recipe.data.name, method)}})
+    first = RECIPES[recipe.name].stages[0] if recipe.title.endswith("-published") else None
+    second = second_stage(recipe.data.name, method, first)
+    return recipe.model_copy(update={"second": {**recipe.second, method: second}})

@@ -24,6 +24,7 @@ from tailwise.recipes.build import (
     cpu_threads,
     find_device,
     subset_seed_of,
+    take_over_scale,
 )
 from tailwise.recipes.build_stages import build_load, build_stages, build_view
 from tailwise.recipes.keep import BestOnVal
@@ -195,6 +196,7 @@ def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) 
             ranks.wait()
         checkpoint = load_checkpoint(done)
         load_state(model, checkpoint.state)
+        take_over_scale(recipe, model)
         meta, digest = checkpoint.meta, checkpoint.digest
         trained = Trained(written, recipe, seed, model.eval(), digest, meta, lambda: data, place)
         trained.stores.val()  # kept whether or not a row needs it

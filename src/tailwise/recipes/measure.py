@@ -13,7 +13,7 @@ from tailwise.adjust import choose
 from tailwise.evaluate import metric
 from tailwise.recipes import runs
 from tailwise.recipes.adjusters import strength_name, sweep
-from tailwise.recipes.build import build_model, find_device
+from tailwise.recipes.build import build_model, find_device, take_over_scale
 from tailwise.recipes.rows import row_of
 from tailwise.recipes.schema import Recipe
 from tailwise.recipes.second import adjusted_path, epochs_on_images, load_adjusted
@@ -178,4 +178,5 @@ def _load(recipe: Recipe, path: Path) -> tuple[Recognizer, Checkpoint]:
     with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: leave the caller's random state alone
         model = build_model(recipe, len(checkpoint.meta["counts"]))
     load_state(model, checkpoint.state)
+    take_over_scale(recipe, model)
     return model.eval(), checkpoint
