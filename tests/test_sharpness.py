@@ -1,6 +1,7 @@
 """What is done to weights around a step: SAM's detour, against a loop written by hand, and MaxNorm's projection."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from tailwise import CausalClassifier, InputError, LinearClassifier, Stage, fit
-from tailwise.losses import cross_entropy
+from tailwise.losses import Seesaw, cross_entropy
 from tailwise.recognizer import Recognizer
 from tailwise.sampling import EpochSampler, instance_draw
 from tailwise.train import Compute, constant, keep_max_norm, max_norm
@@ -201,6 +202,14 @@ def test_held_is_for_batch_norm_in_both_modes_and_for_a_loss():
         torch.testing.assert_close(model(x), with_batch_norm().eval()(x))  # by the statistics
     for module in (model, loss):
         assert all(torch.equal(tensor, fresh[name]) for name, tensor in module.state_dict().items())
+
+
+def test_a_loss_that_counts_counts_once():
+    x, y = batches()[0]
+    training = Training(with_batch_norm(), replace(stage(sharpness=RHO), loss=Seesaw(3)), Compute())
+    for step in (1, 2):
+        training.step(x, y)
+        assert torch.equal(training.loss.counts, step * torch.bincount(y, minlength=3))
 
 
 @pytest.mark.parametrize("rho", [0.0, -0.1, math.inf])

@@ -1,5 +1,8 @@
 """Losses that spare rare classes: samples of frequent classes push their logits down less, or not at all."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -229,12 +232,22 @@ class Seesaw(nn.Module):
         self.update_every = checks.whole("update_every", update_every)
         self.reduction: Reduction = reduction
         self._pending: list[Tensor] = []  # counts of the step's forwards so far
+        self._held = False
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """No forward inside counts: for a repeated forward on the same batch (SAM's second pass)."""
+        before, self._held = self._held, True
+        try:
+            yield
+        finally:
+            self._held = before
 
     def forward(self, logits: Float[Tensor, "N C"], target: Int[Tensor, " N"]) -> Float[Tensor, "..."]:
         loss = seesaw(
             logits, target, self.counts, p=self.p, q=self.q, allow_unseen=self.allow_unseen, reduction=self.reduction
         )
-        if self.counting and self.training and torch.is_grad_enabled():
+        if self.counting and self.training and not self._held and torch.is_grad_enabled():
             self._pending.append(torch.zeros_like(self.counts).scatter_add(0, target, torch.ones_like(target)))
             if len(self._pending) >= self.update_every:
                 # once a step: processes may have different numbers of micro-batches, and a sum that one skips hangs all
