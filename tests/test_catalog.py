@@ -413,6 +413,8 @@ def test_oltr_settings(data_of):
         (["stages.0.step=glmc", "stages.0.loss=focal"], "loss: glmc has its own; expected cross-entropy"),
         (["stages.0.nesterov=true", "stages.0.optimizer=adamw"], "nesterov: expected optimizer sgd, got adamw"),
         (["stages.0.loss=focall"], "stages.0.loss"),
+        (["stages.0.step=bilateral", "stages.0.loss=seesaw"], "loss: expected one that may be taken twice a step"),
+        (["stages.0.loss=ldam"], "stages.0.loss: ldam has a scale of its own; expected .* tau 1, got linear"),
         (
             ["stages.0.sampler=p-by-k", "stages.0.batch_size=30"],
             "images_per_class: expected a divisor of batch_size 30, got 4",
@@ -430,6 +432,9 @@ def test_settings_that_do_not_fit_are_named(assignments, message):
     [
         ("bbn", "backbone.name=digits-net", "backbone: expected two branches, got 1"),
         ("joint", "stages.0.step=memory", "step: memory is of a second stage with one, got a LinearClassifier"),
+        ("crt", "second.crt.stage.step=memory", "step: memory is of a second stage with one, got a LinearClassifier"),
+        ("crt", "second.crt.stage.step=bilateral", "backbone: expected two branches, got 1"),
+        ("oltr", "second.oltr.stage.step=bilateral", "step: bilateral trains a backbone with branches"),
     ],
 )
 def test_what_a_step_needs_is_named(name, assignment, message, tmp_path):

@@ -122,7 +122,8 @@ def build_view(stage: StageSettings, model: Recognizer) -> nn.Module:
     """
     step, backbone, classifier = stage.step, model.backbone, model.classifier
     if isinstance(step, BilateralSettings):
-        assert isinstance(backbone, DigitsNet | ResNet32)
+        if not isinstance(backbone, DigitsNet | ResNet32):
+            raise checks.InputError(f"step: bilateral trains a backbone with branches, got {type(backbone).__name__}")
         return BilateralView(backbone, classifier)
     if isinstance(step, GlmcSettings):
         width = backbone.num_features

@@ -225,6 +225,18 @@ class Recipe(Settings):
                     raise ValueError(f"second.{method}.{key}: method '{method}' is {expected}, got {found}")
         return self
 
+    @model_validator(mode="after")
+    def _ldam_is_of_cosines(self) -> "Recipe":
+        first = [(f"stages.{number}", stage, self.classifier) for number, stage in enumerate(self.stages)]
+        second = [(f"second.{name}.stage", one.stage, one.classifier) for name, one in self.second.items()]
+        for key, stage, classifier in (*first, *second):
+            if stage.loss.kind == "ldam" and getattr(classifier, "tau", None) != 1:
+                raise ValueError(
+                    f"{key}.loss: ldam has a scale of its own; expected a cosine classifier with tau 1, "
+                    f"got {classifier.name} with tau {getattr(classifier, 'tau', None)}"
+                )
+        return self
+
     @property
     def title(self) -> str:
         return self.name.split("/")[1]

@@ -99,7 +99,9 @@ def try_second_stage(recipe: Recipe, method: str, first: Recognizer, data: LongT
     """Build everything a second stage needs, to find what will not do before anything is trained."""
     settings = recipe.second[method]
     model = Recognizer(first.backbone, second_classifier(settings, first, data.counts))
+    _attend(settings, model, data)
     build_stages([settings.stage], recipe, model, data, seed=0)
+    build_view(settings.stage, model)
 
 
 def second_classifier(settings: SecondStageSettings, first: Recognizer, counts: ClassCounts) -> nn.Module:
@@ -154,14 +156,20 @@ def _on_images(
     on_epoch: OnEpoch,
     place: Place | None,
 ) -> int:
-    if isinstance(settings.classifier, MetaEmbeddingSettings) and settings.classifier.attention:
-        model.backbone = ModulatedBackbone(model.backbone, _map_size(model.backbone, data))
+    _attend(settings, model, data)
     stages = build_stages([settings.stage], recipe, model, data, seed)
     load = build_load([settings.stage], data, seed)
     compute = build_compute(recipe, data.device)
     return fit_kept(
         build_view(settings.stage, model), stages, load, BestOnVal(model, data, recipe), place, on_epoch, compute
     )
+
+
+def _attend(settings: SecondStageSettings, model: Recognizer, data: LongTailedData) -> None:
+    """Put attention behind the backbone where the stage asks for it; on stored features there is none."""
+    classifier = settings.classifier
+    if settings.on == "images" and isinstance(classifier, MetaEmbeddingSettings) and classifier.attention:
+        model.backbone = ModulatedBackbone(model.backbone, _map_size(model.backbone, data))
 
 
 def _map_size(backbone: Any, data: LongTailedData) -> tuple[int, int]:

@@ -292,6 +292,8 @@ class StageSettings(Settings):
         step, loss = self.step.kind, self.loss.kind
         if step in ("mixup", "cutmix", "remix") and loss in NEEDS_CLASSES:
             raise ValueError(f"loss: expected one of mixtures, as {step} makes them, got {loss}")
+        if step == "bilateral" and loss == "seesaw":
+            raise ValueError("loss: expected one that may be taken twice a step, as bilateral does, got seesaw")
         if step in ("glmc", "memory") and (loss != "cross-entropy" or self.reweight_after is not None):
             raise ValueError(f"loss: {step} has its own; expected cross-entropy without re-weighting, got {loss}")
         return self
