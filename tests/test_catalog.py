@@ -1,8 +1,11 @@
 """Every recipe: found by walking, built, each kind of training stepped; what rivals' settings become."""
 
 import copy
+import json
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +37,7 @@ from tailwise.recipes.watch import Silent
 from tailwise.recognizer import LogitsAndFeatures, Recognizer
 from tailwise.train import fit
 
+ROOT = Path(__file__).parents[1]
 DATA = ("digits-lt", "cifar10-lt", "cifar100-lt")
 TINY = ["stages.0.batch_size=2", "stages.0.images_per_class=2"]
 
@@ -491,3 +495,19 @@ def test_a_memory_is_read_back_as_it_was(rivals, method):
     assert 100 * (predicted == data.test.labels).float().mean() == pytest.approx(row["all"], abs=1e-3)
     assert hasattr(model.backbone, "attention") == (method == "oltr")
     assert not isinstance(model.backbone, ResNet32)
+
+
+def test_costs_on_the_methods_page_are_the_measured_ones():
+    ratios = json.loads((ROOT / "results/rivals-cost.json").read_text())["ratios"]
+    page = (ROOT / "docs/methods.md").read_text().partition("## Rivals")[2].partition("\n## ")[0]
+    named, shown = set(), {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        names = re.findall(r"`([\w-]+)`", cells[0])
+        named |= set(names)
+        if names and (cost := re.match(r"\d\.\d", cells[3] if len(cells) > 3 else "")):
+            shown[names[0]] = float(cost[0])  # that of the first; the others of a row cost as much
+    assert named >= set(RIVALS)
+    assert set(shown) <= set(ratios)
+    assert len(shown) == 18
+    assert shown == pytest.approx({name: ratios[name] for name in shown}, abs=0.0501)
