@@ -97,14 +97,17 @@ def tde_of(classifier: str) -> str | None:
 
 
 def deployed_method(reported: Sequence[str], classifier: str, method: str | None, *, alpha: bool, power: bool) -> str:
-    """The id whose model is used: the one asked for, else total direct effect, else the run's own.
+    """The id whose model is used: the one asked for, else total direct effect if it is made for that, else its own.
 
     Arguments and errors as in `asked_rows`.
 
-    >>> deployed_method(["linear"], "linear", None, alpha=False, power=False)
-    'linear'
+    >>> deployed_method(["de-confound"], "causal", None, alpha=False, power=False)
+    'tde'
+    >>> deployed_method(["ldam"], "cosine", None, alpha=False, power=False)
+    'ldam'
     """
-    chosen = method or tde_of(classifier) or reported[0]
+    made_for_tde = reported[0] in ("cosine", "capsule", "de-confound")  # LDAM's cosines are not
+    chosen = method or (tde_of(classifier) if made_for_tde else None) or reported[0]
     asked_rows(reported, classifier, chosen, alpha=alpha, power=power)
     return chosen
 
