@@ -322,6 +322,8 @@ def test_views_of_settings(name, view):
 
 
 def test_adamw_has_its_own_settings():
+    """On the data it was found on alone: a deep backbone wants another rate."""
+    assert [name for name in RECIPES if "adamw" in name] == ["digits-lt/tde-adamw"]
     stage = RECIPES["digits-lt/tde-adamw"].stages[0]
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = build_optimizer(stage, torch.nn.Linear(2, 2), [parameter])

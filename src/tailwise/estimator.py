@@ -140,7 +140,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         return self
 
     @available_if(_streams)  # type: ignore[untyped-decorator]  # scikit-learn has no types
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "LongTailClassifier":  # noqa: N803
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "LongTailClassifier":  # noqa: N803  # scikit-learn's names
         """One pass over a chunk of a stream, for "tde", "de-confound" and "cosine"; returns itself.
 
         The first call names all `classes`, unless `fit` came before, whose training goes on.
@@ -150,7 +150,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                 "alpha: expected a number or 'heuristic' for a stream, which has no folds, got 'folds'"
             )
         first = not hasattr(self, "classifier_")
-        X, y = validate_data(self, X, y, dtype=np.float32, reset=first)  # noqa: N806
+        X, y = validate_data(self, X, y, dtype=np.float32, reset=first)  # noqa: N806  # scikit-learn's names
         check_classification_targets(y)
         if first:
             if classes is None:
@@ -180,25 +180,25 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         self.folded_ = fold_tde(self.classifier_, alpha).double()
         return self
 
-    def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+    def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803  # scikit-learn's names
         """Logits [N, C]; with two classes the difference of the second to the first, [N]."""
         check_is_fitted(self, "folded_")
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803  # scikit-learn's names
         """The softmax of the logits, [N, C]: not calibrated; `CalibratedClassifierCV` does that."""
         check_is_fitted(self, "folded_")
         return np.asarray(torch.from_numpy(self._logits(X)).softmax(dim=1).numpy())
 
-    def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
+    def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803  # scikit-learn's names
         """The class of the highest logit, [N]."""
         check_is_fitted(self, "folded_")
         return np.asarray(self.classes_[self._logits(X).argmax(axis=1)])
 
     @torch.no_grad()
-    def _logits(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        X = validate_data(self, X, dtype=np.float32, reset=False)  # noqa: N806
+    def _logits(self, X: Any) -> NDArray[np.float64]:  # noqa: N803  # scikit-learn's names
+        X = validate_data(self, X, dtype=np.float32, reset=False)  # noqa: N806  # scikit-learn's names
         # in double: a row's logits must not depend on the rows beside it
         return np.asarray(self.folded_(torch.from_numpy(np.ascontiguousarray(X)).double()).numpy())
 

@@ -200,6 +200,7 @@ RIVAL_ADJUSTERS = ("logit-adjustment", "fslwf", "oltr", "decouple-oltr", "weight
 
 def _recipes_of(data: str) -> list[Recipe]:
     joint: StageSettings = DATA[data]["stages"][0]
+    small = data == "digits-lt"
     own = [_recipe(data, name, name, ()) for name in CLASSIFIERS]
     adjusting = [
         _recipe(data, name, STARTS.get(name, "joint"), (name,))
@@ -219,7 +220,11 @@ def _recipes_of(data: str) -> list[Recipe]:
         *by_sampler,
         _recipe(data, "fine-tuning", "joint", ("fine-tune", "fine-tune-slow", "fine-tune-last-block", "crt")),
         _recipe(data, "decoupling-all", "joint", [row for row in adjusters_of("linear") if row not in RIVAL_ADJUSTERS]),
-        _recipe(data, "tde-adamw", "de-confound", ("tde",), stages=(joint.model_copy(update=ADAMW),)),
+        *(
+            [_recipe(data, "tde-adamw", "de-confound", ("tde",), stages=(joint.model_copy(update=ADAMW),))]
+            if small
+            else []
+        ),
         _recipe(data, "memory", "joint", ("logit-adjustment", "decouple-oltr", "oltr")),
         *_rivals_of(data),
     ]
