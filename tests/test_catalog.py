@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tailwise import CosineClassifier, InputError, losses
-from tailwise.adjust import adjust_logits
+from tailwise.adjust import adjust_logits, class_means
 from tailwise.backbones import DigitsNet, ResNet32
 from tailwise.data import EpochBatches, mix
 from tailwise.methods import BilateralLoss, BilateralView, GlmcLoss, GlmcView
@@ -513,3 +513,18 @@ def test_costs_on_the_methods_page_are_the_measured_ones():
     assert set(shown) <= set(ratios)
     assert len(shown) == 18
     assert shown == pytest.approx({name: ratios[name] for name in shown}, abs=0.0501)
+
+
+def test_a_memory_starts_from_the_class_means(rivals):
+    """On stored features no loss moves its centroids: they are still where they began."""
+    (run,) = [run for run in rivals if run.recipe.title == "memory"]
+    (seed,) = run.seeds
+    train = measure.open_trained(seed, None).stores.train()
+    means = class_means(torch.tensor(train.features), torch.tensor(train.labels), 10)
+    torch.testing.assert_close(measure.load_model(seed.path, "decouple-oltr").classifier.centroids.detach(), means)
+
+
+def test_sharpness_arrives_in_the_stage(data_of):
+    recipe = RECIPES["digits-lt/sharpness-aware"]
+    (stage,) = build_stages(recipe.stages, recipe, build_model(recipe, 10), data_of(recipe), 0)
+    assert stage.sharpness == 0.05
