@@ -12,8 +12,8 @@ import torch
 
 from tailwise import CausalClassifier, ClassCounts, InputError, LinearClassifier, adjust
 from tailwise.classifiers import FoldedClassifier
-from tailwise.cli import FIGURES as IN_HELP
 from tailwise.cli import main
+from tailwise.cli.plot import FIGURES as IN_HELP
 from tailwise.counts import GROUPS
 from tailwise.evaluate import Store, expected_calibration_error, group_confusion, shot_accuracy
 from tailwise.recipes import figures, measure

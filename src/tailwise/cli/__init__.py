@@ -1,0 +1,59 @@
+"""The command `tailwise`: a file per verb. What they do is in `recipes`, how it looks in `report`."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cyclopts import App, CycloptsError
+
+from tailwise import checks
+from tailwise.cli.adjust import adjust
+from tailwise.cli.compare import compare
+from tailwise.cli.evaluate import evaluate
+from tailwise.cli.export import export
+from tailwise.cli.plot import plot
+from tailwise.cli.predict import predict
+from tailwise.cli.recipes import recipes
+from tailwise.cli.sweep import sweep
+from tailwise.cli.train import train
+
+app = App(
+    name="tailwise",
+    help="Long-tailed recognition: train, debias and explain classifiers when a few classes own most of the data.",
+    help_epilogue="Start with: tailwise train digits-lt",
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
+)
+for verb in (recipes, train, evaluate, adjust, sweep, export, predict, compare, plot):
+    app.command(verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command; exit 0, or 2 with one line on standard error for input that will not do."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a table must not be lost to a terminal that knows no "±"
+            stream.reconfigure(errors="replace")
+    try:
+        app(list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _fail(" ".join(str(error).split()))
+    except checks.InputError as error:
+        _fail(str(error))
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("tailwise: interrupted; `tailwise train` goes on where it stopped with --resume", file=sys.stderr)
+        sys.exit(130)
+    if "torch" in sys.modules:
+        from tailwise import ranks
+
+        if ranks.launched():
+            ranks.leave()
+    sys.exit(0)
+
+
+def _fail(line: str) -> NoReturn:
+    print(f"tailwise: {line}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,54 @@
+"""`tailwise evaluate`."""
+
+from tailwise import checks
+from tailwise.cli.options import (
+    POWERS,
+    AlphaText,
+    DataDir,
+    Device,
+    Json,
+    Method,
+    Metric,
+    PowerText,
+    RunFolder,
+    strength_of,
+)
+from tailwise.cli.output import show, warnings_as_notes
+
+
+def evaluate(
+    run: RunFolder,
+    /,
+    *,
+    method: Method = None,
+    alpha: AlphaText = None,
+    power: PowerText = None,
+    metric: Metric = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Measure a trained run again, at any alpha or norm power, from its stored features."""
+    from tailwise.recipes.methods import METHODS, asked_rows
+
+    if method is not None:
+        checks.choice("method", method, METHODS)
+    strengths = strength_of("alpha", alpha, ("auto",)), strength_of("power", power, POWERS)
+    from tailwise.recipes.runs import open_run
+
+    opened = open_run(run)
+    kind = opened.recipe.classifier.name
+    rows = asked_rows(opened.rows, kind, method, alpha=alpha is not None, power=power is not None)
+    if metric and not any(METHODS[row].adjust in ("tde", "tau-norm") for row in rows):
+        raise checks.InputError(f"metric: expected a method whose strength is chosen, got {', '.join(rows)}")
+
+    from tailwise.recipes import measure
+    from tailwise.recipes.trained import Asked
+    from tailwise.report.summary import combined
+
+    asked = Asked(*strengths, metric)
+    with warnings_as_notes():
+        results = [
+            measure.measure(measure.open_trained(seed, data_dir, device=device), rows, asked) for seed in opened.seeds
+        ]
+    show(combined(opened.recipe.name, {str(run): results}), json)

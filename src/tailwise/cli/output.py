@@ -1,0 +1,45 @@
+"""How a verb tells what it did: a table or JSON on standard output, notes on standard error."""
+
+import json as jsonlib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+
+def show(record: dict[str, Any], json: bool, *, lines: Sequence[str] = ()) -> None:
+    """A record of rows as a table followed by lines, or as JSON."""
+    from tailwise.report.table import print_record
+
+    if json:
+        print_json(record)
+    else:
+        print_record(Console(), record, lines)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One JSON object, and nothing else."""
+    print(jsonlib.dumps(content, indent=1, allow_nan=False))
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Show each of our own warnings once, as a line, without the place in the source; others as Python does."""
+    usual = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], filename: str, *more: Any, **named: Any) -> None:
+        if Path(filename).is_relative_to(Path(__file__).parents[1]):
+            print(f"note: {message}", file=sys.stderr)
+        else:
+            usual(message, category, filename, *more, **named)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", UserWarning)
+        # torch's DistributedDataParallel on a convolution of one channel; "not an error", as it says itself
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        warnings.showwarning = shown
+        yield

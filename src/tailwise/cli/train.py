@@ -1,0 +1,79 @@
+"""`tailwise train`."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from tailwise import checks
+from tailwise.cli.options import DataDir, Device, Json, Seeds, Track
+from tailwise.cli.output import show, warnings_as_notes
+
+
+def train(
+    name: Annotated[str, Parameter(help="A recipe (digits-lt/tde) or a suite (digits-lt); see `tailwise recipes`.")],
+    /,
+    *settings: Annotated[str, Parameter(help="Overrides such as stages.0.epochs=20 or classifier.num_heads=4.")],
+    seeds: Seeds = None,
+    protocol: Annotated[
+        Literal["clean", "paper", "legacy"] | None,
+        Parameter(
+            help="clean (default): choose on val. paper: published settings. legacy: choose on test, as the authors."
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    out: Annotated[Path | None, Parameter(help="A new folder for the run (default: runs/NAME).")] = None,
+    resume: Annotated[
+        bool, Parameter(negative="", help="Go on with the run in --out, or the last of runs/NAME, where it stopped.")
+    ] = False,
+    save_every: Annotated[float, Parameter(help="Seconds between two snapshots that --resume can go on from.")] = 60.0,
+    track: Track = None,
+    json: Json = False,
+) -> None:
+    """Train a recipe, or all recipes of a suite on the same subsets, and print one table."""
+    from tailwise.recipes.catalog import find
+    from tailwise.recipes.overrides import override
+
+    chosen = override(find(name), [*settings, *([f"protocol={protocol}"] if protocol else [])])
+    numbers = range(checks.whole("seeds", chosen[0].seeds if seeds is None else seeds))
+
+    from tailwise import ranks
+    from tailwise.recipes import experiment, runs
+    from tailwise.recipes.watch import Together
+    from tailwise.report.progress import watching
+    from tailwise.report.summary import combined
+    from tailwise.report.trackers import trackers
+
+    tracked = trackers(track or [])
+    with ranks.joined(), warnings_as_notes():
+        resume = resume or ranks.restarted()
+        folder = ranks.agree(runs.last_folder(name, out) if resume else runs.free_folder(name, out))
+        if resume and not ranks.restarted():
+            runs.check_begun(folder, suite=len(chosen) > 1)
+        with watching(Console(stderr=True, quiet=json or not ranks.is_main())) as shown:
+            trained = experiment.train(
+                chosen,
+                list(numbers),
+                folder,
+                data_dir=data_dir,
+                watch=Together(shown, tracked if ranks.is_main() else {}),
+                device=device,
+                resume=resume,
+                save_every=save_every,
+            )
+        if not ranks.is_main():
+            return
+    results = {str(run.path): [seed.results() for seed in run.seeds] for run in trained}
+    seeds_there = len(trained[0].seeds)
+    asked = [*settings, "--seeds", str(seeds_there), *(["--protocol", protocol] if protocol else [])]
+    show(
+        combined(name, results) | {"command": shlex.join(["tailwise", "train", name, *asked]), "wrote": [str(folder)]},
+        json,
+        lines=[
+            f"wrote {folder}: checkpoints, features and results, {len(trained)} recipes x {seeds_there} seeds",
+            f"next: tailwise sweep {trained[-1].path}",
+        ],
+    )
