@@ -14,7 +14,7 @@ from tailwise import checks
 from tailwise.counts import ClassCounts
 from tailwise.data.augment import Normalize
 from tailwise.data.contract import LongTailedData, Split
-from tailwise.data.long_tail import Profile, ids_hash, long_tailed_counts, long_tailed_indices
+from tailwise.data.long_tail import Profile, ids_hash, largest_count, long_tailed_counts, long_tailed_indices
 
 # the authors use CIFAR-10's statistics for both
 NORMALIZE = Normalize(scale=255.0, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
@@ -32,6 +32,7 @@ def cifar_lt(
     data_dir: Path | None = None,
     imbalance_ratio: float = 100,
     profile: Profile = "exp",
+    max_count: int | None = None,
 ) -> LongTailedData:
     """CIFAR with a long tail (Cui et al. 2019): class c keeps its first images in `frozen_order`.
 
@@ -43,12 +44,14 @@ def cifar_lt(
             environment variable TAILWISE_DATA is asked.
         imbalance_ratio: N_max / N_min; the papers use 100, 50 and 10.
         profile: "exp" or "step".
+        max_count: N_max; None is the images of a class, 500 or 5000. With imbalance_ratio 1 the set is balanced:
+            108 a class are as many images as CIFAR-100-LT at ratio 100 has.
 
     Raises:
         InputError: no data there, a corrupt file, a value outside its range.
     """
     train, test, class_names = read_cifar(num_classes, data_dir)
-    largest = int(np.bincount(train.labels.numpy(), minlength=num_classes).min())
+    largest = largest_count(int(np.bincount(train.labels.numpy(), minlength=num_classes).min()), max_count)
     counts = long_tailed_counts(num_classes, largest, imbalance_ratio, profile)
     subset = train.take(long_tailed_indices(train.labels.numpy(), counts, dataset=f"cifar{num_classes}", seed=seed))
     return LongTailedData(

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from tailwise import checks
 from tailwise.counts import ClassCounts
+from tailwise.data.on_disk import DiskSplit
 
 
 @dataclass(frozen=True)
 class Split:
     """Images in memory with their labels and ids.
 
-    images: uint8 [N, channels, H, W]. labels: int64 [N]. ids: one name per image, unique in the data set, [N].
+    images: uint8 [N, channels, H, W], or features of a frozen backbone, float32 [N, D]. labels: int64 [N]. ids: one
+    name per image, unique in the data set, [N].
     """
 
     images: Tensor
@@ -48,28 +50,32 @@ class Split:
 class LongTailedData:
     """A long-tailed training set and what it is judged on.
 
-    train, test: the splits. val: None where the data set defines none and none was carved.
+    train, test: the splits, in memory or on disk. val: None where the data set defines none and none was carved.
     counts: training images per class as trained on; losses and samplers use these.
     published_counts: those of the whole published training set; the groups many / medium / few use these.
     class_names: [C], class 0 first.
     subset_hash: SHA-256 of the ids of the published training set and of the test set.
     normalize: uint8 images -> what the network sees.
+    view: of images on disk, decoded image -> the bytes [3, H, W] of one that is not augmented.
+    left_out: what was skipped because it cannot be read, a line each.
     """
 
     name: str
-    train: Split
-    val: Split | None
-    test: Split
+    train: Split | DiskSplit
+    val: Split | DiskSplit | None
+    test: Split | DiskSplit
     counts: ClassCounts
     published_counts: ClassCounts
     class_names: tuple[str, ...]
     subset_hash: str
     normalize: Callable[[Tensor], Tensor]
+    view: Callable[[Any], Tensor] | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
-        """Where the images lie, as bytes, and are augmented."""
-        return self.train.images.device
+        """Where batches come, as bytes, and are normalized."""
+        return self.train.labels.device
 
     def to(self, device: torch.device) -> "LongTailedData":
         """The same data on a device."""

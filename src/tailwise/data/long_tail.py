@@ -51,7 +51,25 @@ def long_tailed_counts(
     return counts
 
 
-def frozen_order(labels: NDArray[np.int64], dataset: str, seed: int) -> list[NDArray[np.int64]]:
+def largest_count(available: int, max_count: int | None) -> int:
+    """N_max: `max_count`, or all there are.
+
+    Raises:
+        InputError: fewer there than asked for.
+
+    >>> largest_count(500, None), largest_count(500, 108)
+    (500, 108)
+    """
+    if max_count is None:
+        return available
+    if checks.whole("max_count", max_count) > available:
+        raise checks.InputError(f"max_count: expected at most the {available} images of a class, got {max_count}")
+    return max_count
+
+
+def frozen_order(
+    labels: NDArray[np.int64], dataset: str, seed: int, names: NDArray[Any] | None = None
+) -> list[NDArray[np.int64]]:
     """The images of each class, in an order that no library's random stream can change.
 
     Within a class, by SHA-256 of "dataset/seed/class/index". Taking the first n of each class gives subsets that
@@ -61,6 +79,8 @@ def frozen_order(labels: NDArray[np.int64], dataset: str, seed: int) -> list[NDA
         labels: classes in 0..C-1, [N].
         dataset: part of the key, so that two data sets never share an order.
         seed: the subset seed.
+        names: unique, one for each, [N]: "dataset/seed/name" is the key then, so that where an image stands among the
+            others changes nothing.
 
     Returns:
         For each class, indices into `labels`.
@@ -73,7 +93,9 @@ def frozen_order(labels: NDArray[np.int64], dataset: str, seed: int) -> list[NDA
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
     orders = []
     for c, members in enumerate(by_class):
-        keyed = [(hashlib.sha256(f"{dataset}/{seed}/{c}/{i}".encode()).digest(), i) for i in members.tolist()]
+        own = (f"{c}/{i}" for i in members.tolist()) if names is None else names[members].tolist()
+        keys = [hashlib.sha256(f"{dataset}/{seed}/{name}".encode()).digest() for name in own]
+        keyed = zip(keys, members.tolist(), strict=True)
         orders.append(np.array([i for _, i in sorted(keyed)], dtype=np.int64))
     return orders
 

@@ -294,7 +294,13 @@ class MixedBatches:
         return len(self.first)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for number, (ours, theirs) in enumerate(zip(self.first, self.second, strict=True)):
+        return self.since(0)
+
+    def since(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All but the first `batch` batches, which are not read."""
+        for number, (ours, theirs) in enumerate(
+            zip(self.first.since(batch), self.second.since(batch), strict=True), batch
+        ):
             draws = np.random.Generator(np.random.PCG64(mixed_seed(self.seed, number)))
             yield self.rule(*ours, *theirs, draws)
 

@@ -8,15 +8,18 @@ from tailwise.evaluate.calibration import (
 )
 from tailwise.evaluate.metrics import (
     METRICS,
+    geometric_mean_accuracy,
     group_confusion,
     harmonic_mean_accuracy,
+    macro_f1,
     mean_per_class_accuracy,
     metric,
     per_class_accuracy,
     shot_accuracy,
+    top_k_accuracy,
     worst_class_accuracy,
 )
-from tailwise.evaluate.predict import predict
+from tailwise.evaluate.predict import NoClassifier, extract, predict
 from tailwise.evaluate.prior_shift import (
     EstimatedPrior,
     accuracy_under_prior,
@@ -30,14 +33,18 @@ from tailwise.evaluate.store import Store
 __all__ = [
     "METRICS",
     "EstimatedPrior",
+    "NoClassifier",
     "Reliability",
     "Store",
     "accuracy_under_prior",
     "classwise_calibration_error",
     "estimate_prior",
     "expected_calibration_error",
+    "extract",
+    "geometric_mean_accuracy",
     "group_confusion",
     "harmonic_mean_accuracy",
+    "macro_f1",
     "mean_per_class_accuracy",
     "metric",
     "per_class_accuracy",
@@ -47,5 +54,6 @@ __all__ = [
     "shifted_indices",
     "shifted_prior",
     "shot_accuracy",
+    "top_k_accuracy",
     "worst_class_accuracy",
 ]

@@ -114,6 +114,64 @@ def harmonic_mean_accuracy(predicted: Classes, labels: Classes, num_classes: int
     return float(len(known) / (1 / known).sum())
 
 
+def geometric_mean_accuracy(predicted: Classes, labels: Classes, num_classes: int) -> float:
+    """The geometric mean of `per_class_accuracy`, between the plain and the harmonic one.
+
+    A class never predicted right counts as 0.1 %, as in `harmonic_mean_accuracy`.
+
+    >>> geometric_mean_accuracy(np.array([0, 1, 1]), np.array([0, 0, 1]), num_classes=2)
+    70.71...
+    """
+    per_class = per_class_accuracy(predicted, labels, num_classes)
+    known = np.maximum(per_class[~np.isnan(per_class)], 0.1)
+    return float(np.exp(np.log(known).mean()))
+
+
+def macro_f1(predicted: Classes, labels: Classes, num_classes: int) -> float:
+    """Mean over classes of F1 = 2 TP / (2 TP + FP + FN), in percent: beside accuracy it sees what is wrongly claimed.
+
+    The mean is over the classes that have a sample, as in `mean_per_class_accuracy`. Arguments and errors as there.
+
+    >>> macro_f1(np.array([0, 1, 1]), np.array([0, 0, 1]), num_classes=2)
+    66.66...
+    """
+    per_class_accuracy(predicted, labels, num_classes)  # for its checks
+    right = np.bincount(labels[predicted == labels], minlength=num_classes)
+    there, claimed = np.bincount(labels, minlength=num_classes), np.bincount(predicted, minlength=num_classes)
+    known = there > 0
+    return float(100 * np.mean(2 * right[known] / (there[known] + claimed[known])))
+
+
+def top_k_accuracy(logits: NDArray[np.floating], labels: Classes, k: int = 5) -> float | None:
+    """Percent of samples whose class is among the k with the highest logits; of equal ones the lower class goes first.
+
+    Args:
+        logits: [N, C]; -inf for a class that is never predicted.
+        labels: the truth, in 0..C-1, [N].
+        k: at least 1.
+
+    Returns:
+        None where there are no more than k classes.
+
+    Raises:
+        InputError: different lengths, no samples, a label outside 0..C-1.
+
+    Limit case: k = 1 is top-1 over samples.
+
+    >>> top_k_accuracy(np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), np.array([1, 2]), k=2)
+    50.0
+    """
+    checks.whole("k", k)
+    if len(logits) != len(labels) or not len(labels):
+        raise checks.InputError(f"labels: expected one for each of {len(logits)} rows, at least one, got {len(labels)}")
+    checks.labels_in_range("labels", labels, logits.shape[1])
+    if logits.shape[1] <= k:
+        return None
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    before = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
+    return float(100.0 * np.mean((before.sum(axis=1) < k) & np.isfinite(own[:, 0])))
+
+
 def worst_class_accuracy(predicted: Classes, labels: Classes, num_classes: int) -> float:
     """The least of `per_class_accuracy`.
 

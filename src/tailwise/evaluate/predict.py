@@ -5,11 +5,36 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from tailwise import checks
 from tailwise.evaluate.store import Store
 from tailwise.recognizer import Recognizer
+
+
+class NoClassifier(nn.Module):
+    """In the place of a classifier, where features alone are wanted: no logits, [N, 0]."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features[:, :0]
+
+
+def extract(backbone: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, ids: NDArray[Any], split: str) -> Store:
+    """Features of every image of a split, in eval mode, without logits: the way to a foundation model's features.
+
+    Args:
+        backbone: images -> features [N, D]; left in eval mode.
+        batches, ids, split: as in `predict`.
+
+    Raises:
+        InputError: as `predict`.
+
+    >>> batches = [(torch.ones(2, 1, 2, 2), torch.tensor([0, 1]))]
+    >>> store = extract(torch.nn.Flatten(), batches, ids=np.array(["a", "b"]), split="train")
+    >>> store.features.shape, store.logits.shape
+    ((2, 4), (2, 0))
+    """
+    return predict(Recognizer(backbone, NoClassifier()), batches, ids=ids, checkpoint="", split=split)
 
 
 @torch.no_grad()

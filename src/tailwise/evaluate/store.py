@@ -21,8 +21,9 @@ ARRAYS = ("features", "logits", "labels", "ids")
 class Store:
     """Features, logits, labels and sample ids of one split under one checkpoint.
 
-    features: float32 [N, D]. logits: float32 [N, C], the classifier's own; -inf for a class it never predicts. labels:
-    int64 [N]. ids: [N]. checkpoint: digest of the checkpoint that made them. split: "val", "test", ...
+    features: float32 [N, D]. logits: float32 [N, C], the classifier's own; -inf for a class it never predicts;
+    [N, 0] of a backbone alone. labels: int64 [N]. ids: [N]. checkpoint: digest of the checkpoint that made them.
+    split: "val", "test", ...
 
     Raises:
         InputError: arrays of different length, a label outside 0..C-1, features or logits that are no numbers.
@@ -46,9 +47,10 @@ class Store:
         lengths = {name: len(getattr(self, name)) for name in ARRAYS}
         if len(set(lengths.values())) != 1:
             raise checks.InputError(f"store: expected arrays of one length, got {lengths}")
-        checks.labels_in_range("labels", self.labels, self.logits.shape[1])
         checks.finite("features", self.features)
-        checks.predictable("logits", self.logits)
+        if self.logits.shape[1]:
+            checks.labels_in_range("labels", self.labels, self.logits.shape[1])
+            checks.predictable("logits", self.logits)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,11 +1,4 @@
-"""Networks from images to features, never to logits.
-
-Every backbone has `num_features` (D), `forward_map(images) -> [N, D, H, W]` (what Grad-CAM and attention
-memories look at) and `forward(images) -> [N, D]`, the map's spatial mean. `last_block` names the modules of its last
-block of layers, which may be fine-tuned alone.
-
-The map is what the `branches`, one or two, make of `trunk(images)`, concatenated: one may be fed without the other.
-"""
+"""Networks for small images: digits of 8 x 8 pixels, CIFAR."""
 
 from collections.abc import Sequence
 

@@ -1,0 +1,86 @@
+"""A data set by name, verified: the one entrance to every kind of it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tailwise import checks
+from tailwise.data.benchmarks import CIFAR, LISTED, LVIS
+from tailwise.data.index import ImageIndex, OnBad
+from tailwise.data.listed import prepare_listed
+from tailwise.data.own import read_own, splits_of
+from tailwise.data.prepare_cifar import prepare_cifar
+from tailwise.data.prepare_lvis import prepare_lvis
+from tailwise.data.prepared import Prepared
+from tailwise.data.readable import Progress, unreadable
+from tailwise.data.splits import stored_splits
+
+NAMES = (*LISTED, *CIFAR, *LVIS, "own")
+
+
+def prepare(
+    name: str,
+    data_dir: Path,
+    *,
+    decode: bool = False,
+    on_bad: OnBad = "error",
+    download: bool = True,
+    splits: Path | None = None,
+    redraw: bool = False,
+    table: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Verify a data set, and store the splits it is trained on.
+
+    Args:
+        name: one of `NAMES`.
+        data_dir: what holds its files; of "own" the folder, table or shards themselves.
+        decode: decode every image in full, not only look at its first bytes.
+        on_bad: "error": what is missing or broken makes it unusable; "skip": it is left out, and listed.
+        download: whether CIFAR may be downloaded.
+        splits, redraw: of "own", as in `own_data`.
+        table: of "own", root, path_column, label_column and split_column of `own_data` where they are not the usual.
+        progress: told (done, of how many) images.
+
+    Returns:
+        What was found; `ready` says whether it can be trained on.
+
+    Raises:
+        InputError: an unknown name, or input that its reader refuses.
+    """
+    checks.choice("data", name, NAMES)
+    if name in LISTED:
+        return prepare_listed(LISTED[name], data_dir, decode=decode, on_bad=on_bad, progress=progress)
+    if name in CIFAR:
+        return prepare_cifar(CIFAR[name], data_dir, download=download)
+    if name in LVIS:
+        return prepare_lvis(LVIS[name], data_dir, decode=decode, progress=progress)
+    index = read_own(data_dir, table or {}, on_bad=on_bad)
+    return _prepare_own(index, data_dir, decode, on_bad, splits or splits_of(data_dir), redraw, progress)
+
+
+def _prepare_own(
+    index: ImageIndex,
+    data: Path,
+    decode: bool,
+    on_bad: OnBad,
+    place: Path | None,
+    redraw: bool,
+    progress: Progress | None,
+) -> Prepared:
+    broken = unreadable(index.source, np.arange(len(index.labels)), decode=decode, progress=progress)
+    lines = tuple(why for _, why in broken)
+    if broken and on_bad == "error":
+        return Prepared("own", unreadable=lines, root=data)
+    left_out = [str(index.source.names[row]) for row, _ in broken]
+    divided = stored_splits(index, place, redraw=redraw, leave_out=left_out)
+    return Prepared(
+        "own",
+        unreadable=lines,
+        skipped=(*index.skipped, *lines),
+        root=data,
+        images={part: len(rows) for part, rows in divided.parts.items()},
+        wrote=place if place and place.exists() else None,
+    )
