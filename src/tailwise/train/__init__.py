@@ -4,7 +4,7 @@ from tailwise.train.checkpoint import Checkpoint, load_checkpoint, load_state, s
 from tailwise.train.compute import Compute, Precision, compiler_works, on_device
 from tailwise.train.loop import Batches, EpochEnd, fit, only_trainable
 from tailwise.train.max_norm import keep_max_norm, max_norm
-from tailwise.train.schedules import Schedule, constant, cosine, multistep
+from tailwise.train.schedules import Schedule, constant, cosine, multistep, warm_multistep
 from tailwise.train.snapshot import Snapshot, snapshot_of
 from tailwise.train.stage import Sampler, Stage
 
@@ -31,4 +31,5 @@ __all__ = [
     "only_trainable",
     "save_checkpoint",
     "snapshot_of",
+    "warm_multistep",
 ]

@@ -77,7 +77,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Forward:
-    """images -> what the model returns, in float32, computed as a `Compute` says.
+    """images -> what the model returns, in float32, computed as a `Compute` says; a batch that is no tensor as it is.
 
     compiled_for: the batch size that has code of its own; None where nothing is compiled.
     """
@@ -88,14 +88,17 @@ class Forward:
     layout: torch.memory_format
     compiled_for: int | None
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, images: Any) -> Any:
         odd = self.compiled_for not in (None, len(images))  # a last batch is not worth half a minute of compiling
         half = self.precision != "float32"
         with torch.compiler.set_stance("force_eager") if odd else nullcontext():
             with torch.autocast(self.device.type, DTYPES[self.precision], enabled=half):
-                # several views of each image, [N, V, channels, H, W], have no such layout: their model takes them apart
-                layout = self.layout if images.dim() == 4 else torch.contiguous_format
-                output = self.call(images.contiguous(memory_format=layout))
+                if isinstance(images, Tensor):
+                    # several views of each image, [N, V, channels, H, W], have no such layout: their model takes them
+                    # apart
+                    layout = self.layout if images.dim() == 4 else torch.contiguous_format
+                    images = images.contiguous(memory_format=layout)
+                output = self.call(images)
             return _float32(output) if half else output
 
     def alone(self) -> AbstractContextManager[None]:
@@ -106,6 +109,8 @@ class Forward:
 
 
 def _float32(output: Any) -> Any:
+    if isinstance(output, dict):
+        return {name: _float32(part) for name, part in output.items()}
     return tuple(_float32(part) for part in output) if isinstance(output, tuple) else output.float()
 
 

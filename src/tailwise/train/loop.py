@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,21 @@ from tailwise.train.step import Training
 
 @runtime_checkable
 class Batches(Protocol):
-    """The (images, labels) batches of one epoch; labels are what the stage's loss takes, a row per image."""
+    """The (images, labels) batches of one epoch; labels are what the stage's loss takes, a row per image.
+
+    images: a tensor, or whatever the model takes that has `len` and `chunk` as a tensor has.
+    """
 
     def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]: ...
+
+
+@runtime_checkable
+class GoesOn(Protocol):
+    """Batches that need not be read from the first one on."""
+
+    def since(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All but the first `batch` batches."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ def fit(
                         f"got {stage.batch_size}"
                     )
                 start = time.perf_counter() - done.seconds
-                for images, labels in islice(batches, done.batch, None):
+                for images, labels in _since(batches, done.batch):
                     done.learning_rate = stage.learning_rate(done.epoch - 1 + done.batch / len(batches))
                     training.set_learning_rate(done.learning_rate)
                     done.loss_sum = done.loss_sum + training.step(images, labels)
@@ -104,6 +115,11 @@ def fit(
                 done = Progress(stage=number, epoch=done.epoch + 1)
                 on_pause(partial(take_snapshot, training, done))
             training.keep_average()
+
+
+def _since(batches: Batches, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All but the first `batch` batches; those that can be left unread are."""
+    return batches.since(batch) if isinstance(batches, GoesOn) else islice(batches, batch, None)
 
 
 def _epoch_end(model: nn.Module, stage: Stage, done: Progress, start: float) -> EpochEnd:

@@ -79,3 +79,38 @@ def multistep(
         return float(peak * factor**passed)
 
     return rate
+
+
+def warm_multistep(
+    peak: float, milestones: Sequence[int], *, factor: float = 0.1, warmup_epochs: float = 0, warmup_from: float = 0.001
+) -> Schedule:
+    """Steps down by `factor` when so many epochs are done, after a linear warm-up at every step, as detectors train.
+
+    peak * (warmup_from + (1 - warmup_from) * e / W) for e < W epochs done, then peak * factor^(milestones reached).
+    Other than in `multistep`, a warm-up may last part of an epoch, and milestones are epochs done.
+
+    Args:
+        peak: the learning rate between warm-up and first milestone.
+        milestones: epochs done, ascending.
+        factor: of each step, in (0, 1].
+        warmup_epochs: W; a number of iterations over the iterations of an epoch, say.
+        warmup_from: where the warm-up line starts, as a fraction of `peak`.
+
+    Limit case: no milestone and no warm-up is `constant`.
+
+    >>> rate = warm_multistep(0.02, [16, 19], warmup_epochs=0.5)
+    >>> [round(rate(done), 6) for done in (0, 0.25, 0.5, 15.9, 16, 19)]
+    [2e-05, 0.01001, 0.02, 0.02, 0.002, 0.0002]
+    """
+    checks.number("learning_rate", peak, above=0)
+    checks.number("factor", factor, above=0)
+    checks.number("warmup_epochs", warmup_epochs, at_least=0)
+    checks.number("warmup_from", warmup_from, above=0)
+    if list(milestones) != sorted(milestones):
+        raise checks.InputError(f"milestones: expected ascending epochs, got {list(milestones)}")
+
+    def rate(done: float) -> float:
+        warm = warmup_from + (1 - warmup_from) * done / warmup_epochs if done < warmup_epochs else 1.0
+        return float(peak * warm * factor ** sum(done >= milestone for milestone in milestones))
+
+    return rate

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +45,11 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Move once; returns the sum of the losses of this process's samples, still on the device."""
+    def step(self, images: Any, labels: Tensor) -> Tensor:
+        """Move once; returns the sum of the losses of this process's samples, still on the device.
+
+        images: a tensor, or what comes apart by `chunk` as one does.
+        """
         stage = self.stage
         micro = list(zip(images.chunk(stage.accumulate), labels.chunk(stage.accumulate), strict=True))
         for module in self._modules():
@@ -72,7 +76,7 @@ class Training:
         if isinstance(self.loss, nn.Module):
             yield from self.loss.modules()
 
-    def _gradient(self, micro: Sequence[tuple[Tensor, Tensor]], whole: float) -> Tensor:
+    def _gradient(self, micro: Sequence[tuple[Any, Tensor]], whole: float) -> Tensor:
         """Of the mean loss over all samples, left with the parameters; returns the sum of this process's losses."""
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=micro[0][1].device)
