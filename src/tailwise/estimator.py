@@ -1,9 +1,8 @@
 """A scikit-learn classifier over features of any origin: the methods of this library where data is long-tailed."""
 
 import functools
-import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,12 +14,13 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 
 from tailwise import checks
 from tailwise.adjust import (
     ALPHAS,
     Chosen,
+    Streamed,
+    choose_method,
     choose_with_interval,
     cross_fitted_predictions,
     fit_crt,
@@ -35,7 +35,6 @@ from tailwise.adjust import (
     learn_linear,
     learn_norm_power,
     predictions_by_alpha,
-    relearn,
     tau_norm_components,
     tde_components,
 )
@@ -49,7 +48,6 @@ from tailwise.classifiers import (
 from tailwise.counts import ClassCounts
 from tailwise.seeds import mixed_seed
 
-Classifier = TypeVar("Classifier", bound=nn.Module)
 METHODS = ("linear", "logit-adjustment", "tau-norm", "lws", "crt", "ncm", "cosine", "de-confound", "tde")
 NO_DIRECTION = 0.25  # below this mean cosine, that of centered features, alpha would be above 4 and remove nothing real
 STREAMS = ("cosine", "de-confound", "tde")  # what needs no class statistics, and so no second look at the data
@@ -69,9 +67,11 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     Args:
         method: "tde", "de-confound" (Tang et al. 2020, Eq. 8 and 7), "cosine"; "linear" and what starts from it:
             "logit-adjustment" (Menon et al. 2021), "tau-norm", "lws" (Kang et al. 2020); "crt", "ncm" (Kang et al.
-            2020); "auto", the best of them by `scoring` in cross-validation.
-        alpha: strength of "tde": a number; "heuristic", alpha * mean cos = 1; "folds", cross-fitted on the training
-            features by mean per-class accuracy.
+            2020); "auto", the first of them, in the order of
+            `METHODS`, within one standard error of the best by `scoring` in cross-validation.
+        alpha: strength of "tde": a number; "heuristic", the authors' alpha * mean cos = 1; "half" of it, which does
+            well for few classes and for many; "folds", cross-fitted on the training features by mean per-class
+            accuracy, at the cost of training `folds` times more.
         norm_power: of "tau-norm": a number, or "learned" by class-balanced cross-entropy on the training features.
         strength: of "logit-adjustment", which subtracts strength * log prior.
         num_heads: K of the causal classifier, at most; the largest divisor of the width below it that leaves each
@@ -100,7 +100,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         self,
         method: str = "tde",
         *,
-        alpha: float | Literal["heuristic", "folds"] = "heuristic",
+        alpha: float | Literal["half", "heuristic", "folds"] = "half",
         norm_power: float | Literal["learned"] = "learned",
         strength: float = 1.0,
         num_heads: int = 2,
@@ -133,7 +133,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         self.classes_, labels = np.unique(y, return_inverse=True)
         _check_classes(self.classes_)
         features, target = torch.from_numpy(np.ascontiguousarray(X)), torch.from_numpy(labels.astype(np.int64))
-        self.seed_, self.chunks_ = int(check_random_state(self.random_state).randint(2**31)), 0
+        self.seed_ = int(check_random_state(self.random_state).randint(2**31))
         seed = self.seed_
         self.method_ = self._best(features, target, seed) if self.method == "auto" else self.method
         (self.folded_,) = self._adjusted([self.method_], features, target, seed)
@@ -147,9 +147,9 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         """
         if self.method == "tde" and self.alpha == "folds":
             raise checks.InputError(
-                "alpha: expected a number or 'heuristic' for a stream, which has no folds, got 'folds'"
+                "alpha: expected a number, 'half' or 'heuristic' for a stream, which has no folds, got 'folds'"
             )
-        first = not hasattr(self, "classifier_")
+        first = not hasattr(self, "stream_")
         X, y = validate_data(self, X, y, dtype=np.float32, reset=first)  # noqa: N806  # scikit-learn's names
         check_classification_targets(y)
         if first:
@@ -157,9 +157,8 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                 raise checks.InputError("classes: expected all classes at the first partial_fit, got none")
             self.classes_ = np.unique(classes)
             _check_classes(self.classes_)
-            self.seed_, self.chunks_ = int(check_random_state(self.random_state).randint(2**31)), 0
-            self.classifier_ = self._normalized(self.method, X.shape[1], self.seed_)
-            self.optimizer_ = _adam(self.classifier_.parameters())
+            self.seed_ = int(check_random_state(self.random_state).randint(2**31))
+            self.stream_ = self._stream(self.method, X.shape[1], self.seed_)
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise checks.InputError(f"classes: expected those of the first partial_fit, got {np.unique(classes)}")
         unknown = np.setdiff1d(y, self.classes_)
@@ -167,17 +166,13 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             raise checks.InputError(f"y: expected classes of the first partial_fit, got {unknown.tolist()}")
         labels = torch.from_numpy(np.searchsorted(self.classes_, y))
         features = torch.from_numpy(np.ascontiguousarray(X))
-        self.chunks_ += 1
-        rate = self.learning_rate / math.sqrt(
-            self.chunks_
-        )  # the later a chunk, the less it may undo what others taught
-        seed = mixed_seed(self.seed_, self.chunks_)
-        self._train(self.classifier_, self.optimizer_, features, labels, 1, rate, seed)
+        self.stream_.learn(features, labels, seed=mixed_seed(self.seed_, self.stream_.steps))
+        classifier = self.stream_.classifier
         self.method_, alpha = self.method, 0.0
         if self.method == "tde":
-            self.alpha_ = self._alpha(self.classifier_, features, labels, self.seed_)
+            self.alpha_ = self._alpha(classifier, features, labels, self.seed_)
             alpha = self.alpha_.value
-        self.folded_ = fold_tde(self.classifier_, alpha).double()
+        self.folded_ = fold_tde(classifier, alpha).double()
         return self
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803  # scikit-learn's names
@@ -215,13 +210,14 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             folds=self.folds,
             seed=seed,
         )
-        score = get_scorer(self.scoring)
-        truth = self.classes_[labels.numpy()]
-        self.scores_ = {
-            method: float(score(_Predicted(self.classes_, row), features.numpy(), truth))
-            for method, row in zip(METHODS, predicted, strict=True)
-        }
-        return max(self.scores_, key=self.scores_.__getitem__)
+        scorer = get_scorer(self.scoring)
+
+        def score(row: NDArray[np.int64], truth: NDArray[np.int64]) -> float:  # of predictions alone: features are none
+            return float(scorer(_Predicted(self.classes_, row), row[:, None], self.classes_[truth]))
+
+        best, told = choose_method(METHODS, predicted, labels.numpy(), score=score, resamples=50, seed=seed)
+        self.scores_ = {method: chosen.score for method, chosen in told.items()}
+        return best
 
     def _adjusted(self, methods: Sequence[str], x: Tensor, y: Tensor, seed: int) -> list[FoldedClassifier]:
         """A classifier for each method, in double; what several start from is trained once."""
@@ -234,9 +230,9 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
         @functools.cache
         def normalized(kind: str) -> NormalizedClassifier:
-            classifier = self._normalized(kind, x.shape[1], seed)
-            self.classifier_, self.optimizer_, self.chunks_ = classifier, _adam(classifier.parameters()), self.epochs
-            return self._train(classifier, self.optimizer_, x, y, self.epochs, self.learning_rate, seed)
+            self.stream_ = self._stream(kind, x.shape[1], seed)
+            self.stream_.learn(x, y, epochs=self.epochs, seed=seed)
+            return self.stream_.classifier
 
         def adjusted(method: str) -> FoldedClassifier:
             if method == "ncm":
@@ -263,7 +259,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
         return [adjusted(method).double() for method in methods]
 
-    def _normalized(self, kind: str, width: int, seed: int) -> NormalizedClassifier:
+    def _stream(self, kind: str, width: int, seed: int) -> Streamed[NormalizedClassifier]:
         """Untrained; its average is a plain sum, the mean of all features, since features that do not move have no
         need of a moving average."""
         num_classes = len(self.classes_)
@@ -271,36 +267,28 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         heads = max(k for k in range(1, self.num_heads + 1) if width % k == 0 and (k == 1 or width // k > 1))
         with torch.random.fork_rng(devices=[]):  # the first weights depend on the seed alone
             torch.default_generator.manual_seed(mixed_seed(seed))
+            made: NormalizedClassifier
             if kind == "cosine":
-                return CosineClassifier(width, num_classes, num_heads=heads, tau=self.tau, momentum=1.0)
-            return CausalClassifier(width, num_classes, num_heads=heads, tau=self.tau, gamma=self.gamma, momentum=1.0)
-
-    def _train(
-        self, classifier: Classifier, optimizer: Optimizer, x: Tensor, y: Tensor, epochs: int, rate: float, seed: int
-    ) -> Classifier:
-        return relearn(
-            classifier,
-            x,
-            y,
-            len(self.classes_),
-            balanced=False,
-            epochs=epochs,
-            batch_size=min(512, max(8, len(y) // 100)),
-            learning_rate=rate,
-            optimizer=lambda _: optimizer,
-            seed=seed,
-        )
+                made = CosineClassifier(width, num_classes, num_heads=heads, tau=self.tau, momentum=1.0)
+            else:
+                made = CausalClassifier(
+                    width, num_classes, num_heads=heads, tau=self.tau, gamma=self.gamma, momentum=1.0
+                )
+        return Streamed(made, self.learning_rate)
 
     def _alpha(self, classifier: NormalizedClassifier, x: Tensor, y: Tensor, seed: int) -> Chosen:
-        if self.alpha == "heuristic":
-            lean = float(head_cosine(x, classifier).mean())
-            return heuristic_alpha(x, classifier) if lean > NO_DIRECTION else Chosen(0.0, (0.0, 0.0))
+        if self.alpha == "half" or self.alpha == "heuristic":
+            if not float(head_cosine(x, classifier).mean()) > NO_DIRECTION:
+                return Chosen(0.0, (0.0, 0.0))
+            share, found = 0.5 if self.alpha == "half" else 1.0, heuristic_alpha(x, classifier)
+            return Chosen(share * found.value, (share * found.interval[0], share * found.interval[1]))
         if self.alpha != "folds":
             return Chosen(self.alpha, (self.alpha, self.alpha))
 
         def fit(x: Tensor, y: Tensor) -> NormalizedClassifier:
-            causal = self._normalized("de-confound", x.shape[1], seed)
-            return self._train(causal, _adam(causal.parameters()), x, y, self.epochs, self.learning_rate, seed)
+            stream = self._stream("de-confound", x.shape[1], seed)
+            stream.learn(x, y, epochs=self.epochs, seed=seed)
+            return stream.classifier
 
         predicted = cross_fitted_predictions(
             x,
@@ -312,12 +300,6 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             seed=seed,
         )
         return choose_with_interval(ALPHAS, predicted, y.numpy(), seed=seed)
-
-
-def _adam(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    # One learning rate for any number of classes: SGD's would have to follow the frequency of the most frequent class.
-    # No weight decay: the length of a normalized weight says nothing.
-    return AdamW(parameters, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0)  # the schedule sets the learning rate
 
 
 @torch.no_grad()

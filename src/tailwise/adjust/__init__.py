@@ -1,10 +1,17 @@
 """What is done to a trained model, with no gradient to its backbone."""
 
 from tailwise.adjust.background import background_exempted
-from tailwise.adjust.choose import Chosen, choose_with_interval, cross_fitted_predictions, heuristic_alpha
+from tailwise.adjust.choose import (
+    Chosen,
+    choose_method,
+    choose_with_interval,
+    cross_fitted_predictions,
+    heuristic_alpha,
+)
 from tailwise.adjust.combine import STRENGTHS, Alone, Combination, combine, fold_combination
 from tailwise.adjust.counterfactual import counterfactual_tde
 from tailwise.adjust.fslwf import fit_fslwf
+from tailwise.adjust.grad_cam import grad_cam
 from tailwise.adjust.mean_direction import fold_mean_direction
 from tailwise.adjust.nearest_mean import class_means, fit_ncm
 from tailwise.adjust.priors import adjust_logits, fold_logit_adjustment, log_prior_components
@@ -22,6 +29,7 @@ from tailwise.adjust.search import (
     sweep_norm_power,
     sweep_temperature,
 )
+from tailwise.adjust.streaming import Streamed
 from tailwise.adjust.tau_norm import fold_tau_norm, learn_norm_power, tau_norm_components, tau_norm_weight
 from tailwise.adjust.temperature import fit_temperature, fold_temperature
 from tailwise.adjust.total_direct_effect import fold_tde, head_cosine, tde, tde_components, tde_logits
@@ -35,10 +43,12 @@ __all__ = [
     "Alone",
     "Chosen",
     "Combination",
+    "Streamed",
     "Sweep",
     "adjust_logits",
     "background_exempted",
     "choose",
+    "choose_method",
     "choose_with_interval",
     "class_means",
     "combine",
@@ -56,6 +66,7 @@ __all__ = [
     "fold_tau_norm",
     "fold_tde",
     "fold_temperature",
+    "grad_cam",
     "head_cosine",
     "heuristic_alpha",
     "learn_linear",

@@ -176,5 +176,12 @@ def _predictions(
         rows = slice(start, min(start + size, len(like)))
         block = torch.empty_like(like[rows])
         for number, value in enumerate(values):
-            torch.argmax(logits(rows, value, block), dim=1, out=predicted[number, rows])
+            predicted[number, rows] = _argmax(logits(rows, value, block))
     return predicted.cpu().numpy()
+
+
+def _argmax(block: Tensor) -> Tensor:
+    # on a CPU numpy's takes a tenth of the time of torch's
+    if block.device.type == "cpu" and block.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(block.numpy().argmax(axis=1))
+    return block.argmax(dim=1)
