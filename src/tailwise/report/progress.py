@@ -1,7 +1,8 @@
 """How training goes: bars on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,20 @@ def watching(console: Console) -> Bars | Lines:
 def _note(record: Mapping[str, Any]) -> str:
     val = "" if record["val"] is None else f", val {record['val']:.1f}"
     return f"loss {record['loss']:.3f}{val}, {record['images_per_second']:,.0f} images/s"
+
+
+@contextmanager
+def counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of how many of some things are done, on a terminal; what comes out is told (done, of how many)."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -44,6 +44,7 @@ def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
 
     Returns:
         {"recipe", "method", "many", "medium", "few", "all"}, each accuracy {"mean", "std"} or None for an empty group;
+        "metrics", others by name, alike;
         "alpha" or "norm_power" (one value per seed, where from) where there is one, with alpha "head_cosine" by group;
         "second_stage" where there was one, with what it was trained on.
     """
@@ -53,6 +54,8 @@ def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
         rows = [result["rows"][method] for result in results]
         row: dict[str, Any] = {"recipe": results[0]["recipe"]["name"], "method": method}
         row.update({group: mean_and_std([r[group] for r in rows]) for group in GROUPS})
+        if all("metrics" in r for r in rows):
+            row["metrics"] = {name: mean_and_std([r["metrics"][name] for r in rows]) for name in rows[0]["metrics"]}
         for strength in STRENGTHS & rows[0].keys():
             origin = _alike(method, [_without(r[strength], "value") for r in rows])
             row[strength] = {"values": [r[strength]["value"] for r in rows], **origin}
@@ -94,6 +97,7 @@ def combined(name: str, runs: dict[str, list[Result]]) -> dict[str, Any]:
         "rows": [row for results in runs.values() for row in summarize(results)],
         "runs": list(runs),
         "versions": first[0]["versions"],
+        **({"left_out": first[0]["left_out"]} if first[0].get("left_out") else {}),
     }
 
 

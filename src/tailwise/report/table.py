@@ -1,6 +1,7 @@
 """Result tables and the notes below them, for a terminal."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -23,39 +24,79 @@ def figure(value: dict[str, float | None] | None, sign: str = "") -> str:
     return f"{value['mean']:{sign}.1f}{spread}"
 
 
-def print_record(console: Console, record: dict[str, Any], lines: Sequence[str] = ()) -> None:
-    """The table of a record of `report.summary`: accuracy in percent, best "all" in bold, notes and lines below."""
+@dataclass(frozen=True)
+class Cells:
+    """A result table as text. text_columns: how many on the left hold words. best: the rows of the best "all"."""
+
+    title: str
+    headers: tuple[str, ...]
+    text_columns: int
+    rows: tuple[tuple[str, ...], ...]
+    best: tuple[bool, ...]
+    notes: tuple[str, ...]
+
+
+def table_of(record: dict[str, Any], *, metrics: bool = False) -> Cells:
+    """The table of a record of `report.summary`: accuracy in percent, and notes on its rows.
+
+    metrics: other metrics in the place of the groups.
+    """
     rows, sizes = record["rows"], record["group_sizes"]
     side_by_side = any("run" in row for row in rows)
     by_recipe = not side_by_side and len({row["method"] for row in rows}) < len(rows)
-    seeds = record["seeds"]
-    title = f"{record['name']}: accuracy in %, {over_seeds(seeds)}"
-    console.print(f"{title}; protocol {record['protocol']}", highlight=False, markup=False, soft_wrap=True)
+    number = {run: f"{n}" for n, run in enumerate(record["runs"], 1)} if side_by_side else {}
+    words = [*(["run"] if side_by_side else []), *(["recipe"] if by_recipe else []), "method"]
+    columns = _columns(rows, metrics=metrics)
+    headers = [f"{name} ({sizes[name]})" if sizes and name in sizes else name for name in columns]
+    highest = max((row["all"]["mean"] for row in rows if row["all"]), default=None)
+
+    def cells(row: dict[str, Any]) -> tuple[str, ...]:
+        names = {
+            "run": number.get(row.get("run", ""), ""),
+            "recipe": row["recipe"].split("/")[1],
+            "method": row["method"],
+        }
+        numbers = [figure({**row, **row.get("metrics", {})}.get(name)) for name in columns]
+        difference = [figure(row["difference"], "+")] if side_by_side else []
+        return (*(names[word] for word in words), *numbers, *difference)
+
+    def where(row: dict[str, Any]) -> str:
+        recipe = f"{row['recipe'].split('/')[1]}, " if by_recipe else ""
+        return f"run {number[row['run']]}, " if side_by_side else recipe
+
+    named = [f"run {n} is {run}" for run, n in number.items()]
+    if out := record.get("left_out"):
+        named.append(f"left out: {len(out)} that could not be read; the first: {out[0]}; results.json lists all")
+    return Cells(
+        f"{record['name']}: accuracy in %, {over_seeds(record['seeds'])}; protocol {record['protocol']}",
+        (*words, *headers, *(["vs first"] if side_by_side else [])),
+        len(words),
+        tuple(cells(row) for row in rows),
+        tuple(row["all"] is not None and row["all"]["mean"] == highest for row in rows),
+        (*named, *(where(row) + note for row in rows for note in _notes(row))),
+    )
+
+
+def _columns(rows: Sequence[dict[str, Any]], *, metrics: bool) -> Sequence[str]:
+    if not metrics:
+        return GROUPS
+    # those that were measured: older results have none, few classes no top-5
+    measured = [name for row in rows for name, value in row.get("metrics", {}).items() if value is not None]
+    return ["all", *dict.fromkeys(measured)]
+
+
+def print_record(console: Console, record: dict[str, Any], lines: Sequence[str] = (), *, metrics: bool = False) -> None:
+    """The table of a record, best "all" in bold, notes and lines below."""
+    cells = table_of(record, metrics=metrics)
+    console.print(cells.title, highlight=False, markup=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    if side_by_side:
-        table.add_column("run", justify="right", min_width=3)
-    if by_recipe:
-        table.add_column("recipe", no_wrap=True)
-    table.add_column("method", no_wrap=True)
-    for group in GROUPS:
-        table.add_column(f"{group} ({sizes[group]})" if sizes else group, justify="right", no_wrap=True)
-    if side_by_side:
-        table.add_column("vs first", justify="right", no_wrap=True)
-    best = max((row["all"]["mean"] for row in rows if row["all"]), default=None)
-    for row in rows:
-        cells = [row["method"], *(figure(row[group]) for group in GROUPS)]
-        if by_recipe:
-            cells = [row["recipe"].split("/")[1], *cells]
-        if side_by_side:
-            cells = [str(record["runs"].index(row["run"]) + 1), *cells, figure(row["difference"], "+")]
-        table.add_row(*cells, style="bold" if row["all"] and row["all"]["mean"] == best else None)
+    for place, header in enumerate(cells.headers):
+        words = place < cells.text_columns and header != "run"
+        table.add_column(header, justify="left" if words else "right", no_wrap=True)
+    for row, best in zip(cells.rows, cells.best, strict=True):
+        table.add_row(*row, style="bold" if best else None)
     _print_whole(console, table)
-    named = [f"run {number} is {run}" for number, run in enumerate(record["runs"], 1)] if side_by_side else []
-    if side_by_side:
-        where = {id(row): f"run {record['runs'].index(row['run']) + 1}, " for row in rows}
-    else:
-        where = {id(row): f"{row['recipe'].split('/')[1]}, " if by_recipe else "" for row in rows}
-    for line in [*named, *(where[id(row)] + note for row in rows for note in _notes(row)), *lines]:
+    for line in [*cells.notes, *lines]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -95,10 +136,10 @@ def print_recipes(console: Console, recipes: Sequence[dict[str, Any]], suites: M
     for data in dict.fromkeys(recipe["data"]["name"] for recipe in recipes):
         members = [recipe for recipe in recipes if recipe["data"]["name"] == data]
         first = members[0]
+        ratio = f"ratio {first['data']['imbalance_ratio']:g}, " if "imbalance_ratio" in first["data"] else ""
         epochs = " + ".join(str(stage["epochs"]) for stage in first["stages"])
         console.print(
-            f"{data}: ratio {first['data']['imbalance_ratio']:g}, {first['backbone']['name']}, {epochs} epochs, "
-            f"{first['seeds']} seeds",
+            f"{data}: {ratio}{first['backbone']['name']}, {epochs} epochs, {first['seeds']} seeds",
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -23,6 +23,7 @@ from tailwise import checks
 SCALARS = ("loss", "learning_rate", "images_per_second", "memory", "val")
 BY_GROUP = ("val_accuracy", "head_cosine")
 GROUPS = ("many", "medium", "few", "all")
+PRECISIONS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APbox")
 PROJECT = "tailwise"  # unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise
 LONGEST_PARAM = 500  # characters; MLflow refuses longer ones (older servers; newer ones beyond 6000)
 PARAMS_AT_ONCE = 100  # of MLflow
@@ -206,12 +207,13 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def summary(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Accuracy on test in percent by method and group; None, of a group without classes, is left out.
+    """Accuracy, or average precision, on test in percent by method and group; None, of no class, is left out.
 
     >>> summary({"tde": {"many": 98.0, "medium": None, "few": 80.0, "all": 90.0, "alpha": 1.0}})
     {'test/tde/many': 98.0, 'test/tde/few': 80.0, 'test/tde/all': 90.0}
     """
-    cells = {f"test/{method}/{group}": row[group] for method, row in rows.items() for group in GROUPS}
+    names = (*GROUPS, *PRECISIONS)
+    cells = {f"test/{method}/{name}": row[name] for method, row in rows.items() for name in names if name in row}
     return {name: value for name, value in cells.items() if value is not None}
 
 

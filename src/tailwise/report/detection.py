@@ -1,0 +1,101 @@
+"""Tables of average precision, from stored records alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tailwise.report.summary import Result, mean_and_std, over_seeds
+from tailwise.report.table import figure
+
+PRECISIONS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APbox")
+
+
+def combined_precision(name: str, runs: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
+    """One record of all detection runs of a recipe or suite: mean and spread over seeds, a row per way to predict.
+
+    Args:
+        name: of the recipe or suite.
+        runs: run folder -> its seeds' results.
+    """
+    first = next(iter(runs.values()))
+    rows = []
+    for results in runs.values():
+        for method in results[0]["rows"]:
+            each = [result["rows"][method] for result in results]
+            row: dict[str, Any] = {"recipe": results[0]["recipe"]["name"], "method": method}
+            row["framework"] = results[0]["recipe"]["detector"]["framework"]
+            row |= {key: mean_and_std([one[key] for one in each]) for key in PRECISIONS}
+            row |= {key: mean_and_std([one[key] for one in each]) for key in each[0] if key.startswith("box-")}
+            row |= {key: each[0][key] for key in ("alpha", "exempt_background") if key in each[0]}
+            rows.append(row)
+    frequencies = first[0]["frequencies"]
+    return {
+        "name": name,
+        "seeds": [result["seed"] for result in first],
+        "group_sizes": {group: frequencies.count(group) for group in "rcf"},
+        "rows": rows,
+        "runs": list(runs),
+        "versions": first[0]["versions"],
+    }
+
+
+def print_precision(console: Console, record: dict[str, Any], lines: Sequence[str] = ()) -> None:
+    """The table of such a record, in percent; best AP in bold, notes and lines below."""
+    sizes, rows = record["group_sizes"], record["rows"]
+    console.print(
+        f"{record['name']}: average precision in %, {over_seeds(record['seeds'])}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("framework", no_wrap=True)
+    table.add_column("method", no_wrap=True)
+    headers = {"APr": f"APr ({sizes['r']})", "APc": f"APc ({sizes['c']})", "APf": f"APf ({sizes['f']})"}
+    for name in PRECISIONS:
+        table.add_column(headers.get(name, name), justify="right", no_wrap=True)
+    best = max((row["AP"]["mean"] for row in rows if row["AP"]), default=None)
+    for row in rows:
+        cells = [row["framework"], row["method"], *(figure(row[name]) for name in PRECISIONS)]
+        table.add_row(*cells, style="bold" if row["AP"] and row["AP"]["mean"] == best else None)
+    before = console.width
+    console.width = 10_000
+    console.width = max(before, console.measure(table).maximum)  # a narrow terminal breaks lines, but cuts no figure
+    console.print(table)
+    console.width = before
+    notes = [
+        "AP of masks, mean over IoU 0.5 to 0.95 and classes; r, c, f: rare, common, frequent classes; APbox: of boxes"
+    ]
+    notes += [f"{row['method']}: alpha {row['alpha']:g}" for row in rows if "alpha" in row]
+    for line in (*notes, *lines):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_detection_recipes(
+    console: Console, recipes: Sequence[dict[str, Any]], suites: Mapping[str, Sequence[str]]
+) -> None:
+    """Every detection recipe below the data it belongs to, with the rows it reports; then the suites."""
+    for data in dict.fromkeys(recipe["data"]["name"] for recipe in recipes):
+        members = [recipe for recipe in recipes if recipe["data"]["name"] == data]
+        detector, training = members[0]["detector"], members[0]["training"]
+        console.print(
+            f"{data}: {detector['framework']}, {detector['backbone']}, {training['epochs']} epochs, "
+            f"{members[0]['seeds']} seed{'s' * (members[0]['seeds'] > 1)}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column(f"{data}/", no_wrap=True)
+        table.add_column("rows")
+        for recipe in members:
+            table.add_row(recipe["name"].split("/")[1], ", ".join(recipe["rows"]))
+        console.print(table)
+        for suite, names in suites.items():
+            if suite.split("/")[0] == data:
+                trained = ", ".join(name.split("/")[1] for name in names)
+                console.print(f"suite {suite}: {trained}", highlight=False, markup=False, soft_wrap=True)
+        console.print()
