@@ -21,3 +21,11 @@ def _doctest_names(doctest_namespace):
     import tailwise.classifiers
 
     doctest_namespace.update(np=np, torch=torch, tailwise=tailwise)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what was left out, and how to have it."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if "no browser" in str(report.longrepr)]
+    if skipped:
+        what = "browser tests skipped: they need Debian's chromium and chromium-driver"
+        terminalreporter.write_line(f"{len(skipped)} {what}; the command stands in CONTRIBUTING.md")

@@ -4,7 +4,7 @@
     python docs/tables.py --check    # exit 1 and name the pages that would change
 
 A table stands in the fenced block below a line `<!-- table: NAME -->`, and results/NAME.json is what the command
-printed with --json, or `benchmarks/scale.py`. The table scale-plan has no record: it is arithmetic.
+printed with --json, or what a script of benchmarks/ wrote. The table scale-plan has no record: it is arithmetic.
 """
 
 import io
@@ -15,31 +15,76 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tailwise.report.data import print_audit
+from tailwise.report.detection import print_precision
+from tailwise.report.reproduction import print_reproduction
 from tailwise.report.table import print_record, print_sweep
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import adamw  # noqa: E402  # after the path to it
+import cifar_subsets  # noqa: E402  # after the path to it
+import claims  # noqa: E402  # after the path to it
+import combination  # noqa: E402  # after the path to it
 import curves  # noqa: E402  # after the path to it
+import detection  # noqa: E402  # after the path to it
+import detection_ap  # noqa: E402  # after the path to it
+import estimator  # noqa: E402  # after the path to it
+import loading  # noqa: E402  # after the path to it
 import oltr_tde  # noqa: E402  # after the path to it
+import own_data  # noqa: E402  # after the path to it
+import report  # noqa: E402  # after the path to it
 import scale_plan  # noqa: E402  # after the path to it
+import shift  # noqa: E402  # after the path to it
 import speed  # noqa: E402  # after the path to it
 
 TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n```text\n).*?(^```$)", flags=re.M | re.S)
+
+OF_SCRIPTS = {
+    "adamw": adamw.table,
+    "combination": combination.table,
+    "detection-ap": detection_ap.table,
+    "detection-cpu": detection.table,
+    "estimator": estimator.table,
+    "oltr-tde": oltr_tde.table,
+    "report": report.table,
+    "shift": shift.table,
+    "speed": speed.table,
+}
 
 
 def rendered(name: str) -> str:
     """The table that the command printed, as text."""
     if name == "scale-plan":
         return scale_plan.table(scale_plan.Plan())
+    if name == "estimator-cost":
+        return estimator.cost_table(json.loads((ROOT / "results/estimator.json").read_text()))
     record = json.loads((ROOT / f"results/{name}.json").read_text())
-    if name in ("speed", "oltr-tde"):
-        return {"speed": speed, "oltr-tde": oltr_tde}[name].table(record)
+    if name in OF_SCRIPTS:
+        return OF_SCRIPTS[name](record)
+    if "subsets" in record:
+        return cifar_subsets.table(record)
+    if "own_data" in record:
+        return own_data.table(record)
+    if "by_workers" in record:
+        return loading.table(record)
     if "curves" in record:
         return curves.table(record)
+    if "claims" in record:
+        return claims.table(record)
     out = io.StringIO()
-    show = print_sweep if "strength" in record else print_record
+    if record.get("format", "").startswith("tailwise-reproduction"):
+        print_reproduction(Console(file=out, width=120), record)
+        return _stripped(out)
+    show = print_sweep if "strength" in record else print_audit if "gini" in record else print_record
+    if any("framework" in row for row in record.get("rows", [])):
+        show = print_precision
     show(Console(file=out, width=120), record)
+    return _stripped(out)
+
+
+def _stripped(out: io.StringIO) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n"
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tailwise.cli import main
 from tailwise.recipes.catalog import RECIPES, SUITES
+from tailwise.recipes.detection import DETECTION_RECIPES, DETECTION_SUITES
 
 SHORT = ["stages.0.epochs=3", "second.crt.stage.epochs=1", "second.lws.stage.epochs=1"]
 ROWS = [
@@ -286,10 +287,12 @@ def test_recipes_lists_them_all(capsys):
     listed = json.loads(out)
     assert [recipe["name"] for recipe in listed["recipes"]] == list(RECIPES)
     assert listed["suites"] == {name: list(members) for name, members in SUITES.items()}
+    assert [recipe["name"] for recipe in listed["detection_recipes"]] == list(DETECTION_RECIPES)
+    assert listed["detection_suites"] == {name: list(members) for name, members in DETECTION_SUITES.items()}
     _, out, _ = run(capsys, "recipes")
     shown = re.findall(r"^ ([a-z][\w-]+) +[a-z]", out, flags=re.M)
-    assert shown == [name.split("/")[1] for name in RECIPES]
-    assert all(f"suite {name}: " in out for name in SUITES)
+    assert shown == [name.split("/")[1] for name in [*RECIPES, *DETECTION_RECIPES]]
+    assert all(f"suite {name}: " in out for name in [*SUITES, *DETECTION_SUITES])
     assert "44.1" in out
 
 

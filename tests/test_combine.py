@@ -15,6 +15,7 @@ from tailwise.adjust import (
     ALPHAS,
     NORM_POWERS,
     choose,
+    choose_method,
     choose_with_interval,
     combine,
     cross_fitted_predictions,
@@ -100,6 +101,33 @@ def test_resamples_are_drawn_within_each_class():
     assert drawn.std(axis=1)[labels != 1].min() > 0
     assert (drawn == times_drawn(labels, 50, seed=0)).all()
     assert (drawn != times_drawn(labels, 50, seed=1)).any()
+
+
+def test_a_method_is_chosen_only_where_it_is_ahead_by_more_than_chance():
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], (60, 20, 10))
+
+    def right(*shares):  # of each class, evenly among its samples
+        hits = np.concatenate([np.arange(n) < round(share * n) for share, n in zip(shares, (60, 20, 10), strict=True)])
+        return np.where(hits, labels, (labels + 1) % 3)
+
+    plain, lucky, better = right(1, 0.8, 0.5), right(0.95, 0.8, 0.6), right(0.9, 0.9, 0.9)
+    assert choose_method(("plain", "lucky"), np.stack([plain, lucky]), labels)[0] == "plain"
+    chosen, told = choose_method(("plain", "lucky", "better"), np.stack([plain, lucky, better]), labels)
+    assert chosen == "better"
+    assert told["plain"].score == pytest.approx(100 * (1 + 0.8 + 0.5) / 3)
+    assert told["plain"].score_interval[0] < told["plain"].score < told["plain"].score_interval[1]
+    assert choose_method(("a", "b"), np.stack([plain, plain]), labels)[0] == "a"
+    mostly_head = choose_method(
+        ("plain", "better"), np.stack([better, plain]), labels, score=lambda p, y: float((p == y)[y == 0].mean())
+    )
+    assert mostly_head[0] == "better"
+    shuffled = random.permutation(90)
+    assert choose_method(("plain", "better"), np.stack([plain, better])[:, shuffled], labels[shuffled])[0] == "better"
+    with pytest.raises(InputError, match="score of a: expected a finite number"):
+        choose_method(("a",), plain[None], labels, score=lambda p, y: float("nan"))
+    with pytest.raises(InputError, match="predictions: expected shape"):
+        choose_method(("a", "b"), plain[None], labels)
 
 
 def test_heuristic_alpha_is_one_over_the_mean_cosine():

@@ -49,6 +49,17 @@ def test_cifar10_profile_class_by_class():
     assert long_tailed_counts(10, 5000, 100) == (5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50)
 
 
+def test_a_smaller_largest_class():
+    """Balanced, as many images as the long tail has; more than there are is refused."""
+    data = digits_lt(0, imbalance_ratio=1, max_count=30)
+    assert data.counts.per_class == (30,) * 10
+    assert digits_lt(0, imbalance_ratio=10, max_count=40).counts.per_class == long_tailed_counts(10, 40, 10)
+    whole = set(digits_lt(0, imbalance_ratio=1).train.ids)
+    assert set(data.train.ids) < whole  # nested
+    with pytest.raises(InputError, match="max_count: expected at most the 110 images of a class, got 111"):
+        digits_lt(0, max_count=111)
+
+
 def test_step_profile_and_balanced_limit():
     assert long_tailed_counts(4, 100, 10, "step") == (100, 100, 10, 10)
     assert long_tailed_counts(4, 100, 1) == (100,) * 4 == long_tailed_counts(4, 100, 1, "step")

@@ -79,13 +79,14 @@ def test_logit_adjustment_subtracts_the_log_prior():
 def test_tde_is_equation_8_at_its_alpha():
     x, y, test, _ = tailed()
     features = torch.from_numpy(test.astype(np.float32))
-    for alpha in ("heuristic", 0.7, "folds"):
-        model = LongTailClassifier(alpha=alpha, epochs=5, random_state=0).fit(x, y)
-        expected = tde(features, model.classifier_, model.alpha_.value)
+    for alpha in ("half", "heuristic", 0.7, "folds"):
+        model = LongTailClassifier(alpha=alpha, epochs=2, random_state=0).fit(x, y)
+        expected = tde(features, model.stream_.classifier, model.alpha_.value)
         assert model.decision_function(test) == pytest.approx(expected.detach().numpy(), abs=1e-3)
         assert model.alpha_.interval[0] <= model.alpha_.value <= model.alpha_.interval[1]
-        if alpha == "heuristic":
-            assert model.alpha_.value * cosine_to_mean(x) == pytest.approx(1, rel=1e-3)
+        if alpha in ("half", "heuristic"):
+            lean = model.alpha_.value * cosine_to_mean(x)
+            assert lean == pytest.approx(0.5 if alpha == "half" else 1.0, rel=1e-3)
         elif alpha != "folds":
             assert model.alpha_.value == alpha
 
@@ -109,14 +110,15 @@ def test_features_around_0_have_no_head_direction():
 def test_num_heads_falls_to_a_divisor_of_the_width(width, asked, heads):
     x, y, _, _ = tailed(width=width)
     model = LongTailClassifier("de-confound", num_heads=asked, epochs=1, random_state=0).fit(x, y)
-    assert model.classifier_.num_heads == heads
+    assert model.stream_.classifier.num_heads == heads
 
 
-def test_auto_takes_the_best_in_cross_validation():
+def test_auto_takes_the_first_near_the_best_in_cross_validation():
     x, y, test, _ = tailed(counts=(40, 16, 8))
     model = LongTailClassifier("auto", folds=3, epochs=2, random_state=0).fit(x, y)
     assert list(model.scores_) == list(METHODS)
-    assert model.scores_[model.method_] == max(model.scores_.values())
+    assert max(model.scores_.values()) - model.scores_[model.method_] < 0.1
+    assert model.scores_["linear"] < model.scores_[model.method_]
     same = LongTailClassifier(model.method_, folds=3, epochs=2, random_state=0).fit(x, y)
     assert (same.decision_function(test) == model.decision_function(test)).all()
     by_accuracy = LongTailClassifier("auto", scoring="accuracy", folds=3, epochs=2, random_state=0).fit(x, y)
@@ -147,16 +149,15 @@ def streamed(x, y, passes, chunks=10, method="tde"):
     return model
 
 
-def test_a_stream_of_ten_chunks_comes_within_a_point_of_fit():
-    """At equal passes, in points of balanced accuracy, on average over data sets of 20 classes."""
-    gaps = []
-    for seed in range(2):
-        sizes = (100 * 12.0 ** (-np.arange(20) / 19)).astype(int)
-        x, y, test, truth = tailed(seed, width=32, counts=sizes)
-        fitted = LongTailClassifier(epochs=6, random_state=0).fit(x, y)
-        scores = [balanced_accuracy_score(truth, model.predict(test)) for model in (fitted, streamed(x, y, 6))]
-        gaps.append(100 * (scores[1] - scores[0]))
-    assert np.mean(gaps) > -1
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_stream_of_ten_chunks_comes_within_a_point_of_fit(seed):
+    """At equal passes, in points of balanced accuracy, on data sets of 20 classes."""
+    sizes = (100 * 12.0 ** (-np.arange(20) / 19)).astype(int)
+    x, y, test, truth = tailed(seed, width=32, counts=sizes)
+    fitted = LongTailClassifier(epochs=4, random_state=0).fit(x, y)
+    scores = [100 * balanced_accuracy_score(truth, model.predict(test)) for model in (fitted, streamed(x, y, 4))]
+    assert scores[1] > scores[0] - 1
+    assert scores[0] > 85
 
 
 @pytest.mark.parametrize("method", STREAMS)

@@ -11,12 +11,16 @@ from tailwise import CausalClassifier, ClassCounts, InputError, Store
 from tailwise.adjust import sweep_alpha
 from tailwise.evaluate import (
     METRICS,
+    extract,
+    geometric_mean_accuracy,
     harmonic_mean_accuracy,
+    macro_f1,
     mean_per_class_accuracy,
     metric,
     per_class_accuracy,
     predict,
     shot_accuracy,
+    top_k_accuracy,
     worst_class_accuracy,
 )
 from tailwise.recognizer import Recognizer
@@ -270,3 +274,45 @@ def test_predict_refuses_nothing_and_nan():
     images = torch.full((2, 1, 2, 2), float("nan"))
     with pytest.raises(InputError, match="features: expected finite"):
         predict(model, [(images, torch.tensor([0, 1]))], ids=np.array(["a", "b"]), checkpoint="", split="val")
+
+
+def test_f1_and_geometric_mean_are_their_definitions():
+    rng = np.random.default_rng(5)
+    labels, predicted = rng.integers(0, 6, 300), rng.integers(0, 7, 300)
+    f1, accuracies = [], []
+    for c in range(6):
+        right = sum(1 for p, y in zip(predicted, labels, strict=True) if p == y == c)
+        claimed, there = sum(1 for p in predicted if p == c), sum(1 for y in labels if y == c)
+        precision, recall = right / claimed, right / there
+        f1.append(2 * precision * recall / (precision + recall))
+        accuracies.append(recall)
+    # class 7 has no sample and is no part of the mean; class 6, never right, is none either
+    assert macro_f1(predicted, labels, 8) == pytest.approx(100 * sum(f1) / 6)
+    product = np.prod(accuracies) ** (1 / 6)
+    assert geometric_mean_accuracy(predicted, labels, 8) == pytest.approx(100 * product)
+    assert geometric_mean_accuracy(np.array([0, 0]), np.array([0, 1]), 2) == pytest.approx((100 * 0.1) ** 0.5)
+
+
+def test_top_k_is_the_definition():
+    rng = np.random.default_rng(6)
+    logits = rng.integers(0, 4, (200, 9)).astype(np.float32)  # many are equal
+    logits[:, 8] = -np.inf  # a class never to be predicted
+    labels = rng.integers(0, 9, 200)
+    for k in (1, 3, 8):
+        right = 0
+        for row, y in zip(logits, labels, strict=True):
+            best = sorted(range(9), key=lambda c: (-row[c], c))[:k]
+            right += y in best and row[y] > -np.inf
+        assert top_k_accuracy(logits, labels, k) == pytest.approx(100 * right / 200)
+    assert top_k_accuracy(logits, labels, 1) == pytest.approx(100 * np.mean(logits.argmax(axis=1) == labels))
+    assert top_k_accuracy(logits, labels, 9) is None
+    with pytest.raises(InputError, match="expected one for each of 200 rows, at least one, got 3"):
+        top_k_accuracy(logits, labels[:3])
+
+
+def test_a_store_of_features_alone():
+    batches = [(torch.ones(2, 1, 2, 2), torch.tensor([0, 7]))]
+    store = extract(nn.Flatten(), batches, ids=np.array(["a", "b"]), split="x")
+    assert (store.features.shape, store.logits.shape, store.labels.tolist()) == ((2, 4), (2, 0), [0, 7])
+    with pytest.raises(InputError, match="features: expected finite"):
+        extract(nn.Flatten(), [(torch.full((1, 1), torch.nan), torch.tensor([0]))], ids=np.array(["a"]), split="x")

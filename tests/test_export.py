@@ -1,10 +1,13 @@
 """What `tailwise export` writes is the adjusted model: in onnxruntime, in torch alone, in tailwise and on the hub."""
 
 import builtins
+import contextlib
+import io
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jaxtyping
 import numpy as np
@@ -17,7 +20,7 @@ from tailwise.checks import InputError
 from tailwise.cli import main
 from tailwise.data import digits_lt
 from tailwise.recipes import measure, runs
-from tailwise.recipes.build import IMAGES, build_data
+from tailwise.recipes.build_data import IN_MEMORY, build_data, images_of
 from tailwise.recipes.catalog import RECIPES
 from tailwise.recipes.deployed import DeployedModel
 
@@ -86,14 +89,26 @@ def traced():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.mark.usefixtures("traced")
-def test_onnx_runs_in_onnxruntime_on_any_batch(causal, images, capsys, tmp_path):
+@pytest.fixture(scope="module")
+def exported(causal, tmp_path_factory):
+    """The run as ONNX and torch.export, by format: its folder, what the command said."""
+    done = {}
+    jaxtyping.config.update("jaxtyping_disable", True)  # as `traced`
+    for form in ("onnx", "torch-export"):
+        out, said = tmp_path_factory.mktemp("exported") / "out", io.StringIO()
+        with contextlib.redirect_stdout(said):
+            quietly("export", causal, "--alpha", ALPHA, "--format", form, "--out", out)
+        done[form] = out, said.getvalue()
+    jaxtyping.config.update("jaxtyping_disable", False)
+    return done
+
+
+def test_onnx_runs_in_onnxruntime_on_any_batch(causal, exported, images):
     import onnx
     from onnxruntime import InferenceSession
 
-    out = tmp_path / "out"
-    code, said, _ = run(capsys, "export", causal, "--alpha", ALPHA, "--format", "onnx", "--out", out)
-    assert (code, f"wrote {out}: tde of seed 0" in said) == (0, True)
+    out, said = exported["onnx"]
+    assert f"wrote {out}: tde of seed 0" in said
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.onnx"]
     session = InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     assert [(value.name, value.type) for value in session.get_inputs()] == [("images", "tensor(uint8)")]
@@ -105,10 +120,8 @@ def test_onnx_runs_in_onnxruntime_on_any_batch(causal, images, capsys, tmp_path)
 
 
 @pytest.mark.usefixtures("traced")
-def test_torch_export_runs_without_tailwise(causal, images, capsys, tmp_path):
-    out = tmp_path / "out"
-    code, _, _ = run(capsys, "export", causal, "--alpha", ALPHA, "--format", "torch-export", "--out", out)
-    assert code == 0
+def test_torch_export_runs_without_tailwise(causal, exported, images, tmp_path):
+    (tmp_path / "out").symlink_to(exported["torch-export"][0])
     np.save(tmp_path / "images.npy", images[:5].numpy())
     script = """
 import sys; sys.modules["tailwise"] = None
@@ -141,6 +154,21 @@ def test_safetensors_load_in_tailwise_and_on_the_hub(causal, images, capsys, tmp
     hub.save_pretrained(tmp_path / "saved")
     assert near(tailwise.load_deployed(tmp_path / "saved")(images).detach(), expected, 1e-5)
     assert near(HubModel.from_pretrained(tmp_path / "saved")(images).detach(), expected, 1e-5)
+
+
+@pytest.mark.usefixtures("traced")
+def test_the_page_on_deploying_runs(causal, exported, capsys, tmp_path, monkeypatch):
+    for file, form in (("model.onnx", "onnx"), ("model.pt2", "torch-export")):
+        (tmp_path / file).symlink_to(exported[form][0] / file)
+    run(capsys, "export", causal, "--alpha", 1, "--out", tmp_path / "exported/tde-safetensors")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs/deploy.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    assert len(blocks) == 2
+    for code in blocks:
+        names = {}
+        exec(code, names)
+    assert names["adjusted"](names["images"]).shape == (8, 10)
 
 
 def test_loading_leaves_the_random_state_alone(causal, capsys, tmp_path):
@@ -297,7 +325,7 @@ def test_a_folder_that_does_not_fit_is_refused(causal, capsys, tmp_path):
         tailwise.load_deployed(out)
     (out / "away").rename(out / "model.safetensors")
     for change, message in (
-        ({"backbone": "digits-nett"}, "backbone: unknown value 'digits-nett'; did you mean 'digits-net'"),
+        ({"backbone": "digits-nett"}, r"backbone\.name: unknown value 'digits-nett'; did you mean 'digits-net'"),
         ({"class_names": ["a", "b"]}, r"classifier\.weight is \[10, 64\], expected \[2, 64\]"),
         ({"newer": 1}, r"config\.json: not of this version of tailwise"),
     ):
@@ -308,7 +336,8 @@ def test_a_folder_that_does_not_fit_is_refused(causal, capsys, tmp_path):
 
 def test_what_is_known_of_images_is_what_the_data_says():
     for recipe in RECIPES.values():
-        shape, normalize = IMAGES[recipe.data.name]
+        shape, normalize, view = images_of(recipe)
+        assert (view is None) == (recipe.data.name in IN_MEMORY)
         if recipe.data.name == "digits-lt":
             data = build_data(recipe, 0, None)
             assert (data.test.images.shape[1:], data.normalize) == (shape, normalize)
@@ -316,7 +345,7 @@ def test_what_is_known_of_images_is_what_the_data_says():
 
 def test_normalization_is_that_of_the_data():
     data = digits_lt(seed=0)
-    shape, normalize = IMAGES["digits-lt"]
+    shape, normalize = IN_MEMORY["digits-lt"]
     model = DeployedModel(
         backbone="digits-net",
         class_names=data.class_names,

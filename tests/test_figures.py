@@ -1,92 +1,18 @@
-"""Figures: their data against metrics computed again here, and the drawn axes against the data."""
+"""The data of figures, against metrics computed again here."""
 
-import json
 import statistics
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 
-from tailwise import CausalClassifier, ClassCounts, InputError, LinearClassifier, adjust
-from tailwise.classifiers import FoldedClassifier
-from tailwise.cli import main
-from tailwise.cli.plot import FIGURES as IN_HELP
-from tailwise.counts import GROUPS
-from tailwise.evaluate import Store, expected_calibration_error, group_confusion, shot_accuracy
+from figures_made import DIGITS, D, by_label, expect_line, head_to_tail, made_run
+from tailwise import ClassCounts, InputError, adjust
+from tailwise.evaluate import expected_calibration_error, group_confusion, shot_accuracy
 from tailwise.recipes import figures, measure
-from tailwise.recipes.catalog import RECIPES
-from tailwise.recipes.figures import FIGURES, Source, figure_data
-from tailwise.recipes.runs import Run, SeedFolder
-from tailwise.recipes.second import save_adjusted
-from tailwise.recipes.trained import Trained
-from tailwise.recognizer import Recognizer
-from tailwise.report.figures import Line, Panel, PerClass, draw, rendered, running_mean
-
-D = 16
-DIGITS = (110, 71, 46, 29, 19, 12, 8, 5, 3, 2)
-
-
-class Width(torch.nn.Module):
-    """A backbone that is never asked for features."""
-
-    num_features = D
-
-
-def made_run(folder, counts, *, linear=False, seeds=2, per_class=4, shuffle=False, sampler=None, title=None):
-    """A run of random classifiers and stores, as training would leave it; classes may be in any order."""
-    counts = np.array(counts)
-    if shuffle:
-        counts = np.random.default_rng(5).permutation(counts)
-    num_classes = len(counts)
-    recipe = RECIPES["digits-lt/decoupling" if linear else "digits-lt/tde"]
-    change = {"methods": ("joint", "ncm", "tau-norm", "crt")} if linear else {}
-    if sampler:
-        change["stages"] = (recipe.stages[0].model_copy(update={"sampler": sampler}),)
-    if title:
-        change["name"] = f"digits-lt/{title}"
-    recipe = recipe.model_copy(update=change)
-    opened = {}
-    for seed in range(seeds):
-        torch.manual_seed(seed)
-        path = folder / f"seed-{seed}"
-        classifier = LinearClassifier(D, num_classes) if linear else CausalClassifier(D, num_classes)
-        classifier.weight.data *= torch.from_numpy(counts).float().clamp_min(1)[:, None] ** 0.3
-        if not linear:
-            classifier(torch.rand(8, D))
-        classifier.eval()
-        centres = torch.randn(num_classes, D) + 0.5
-        for split in ("train", "val", "test"):
-            labels = torch.arange(num_classes).repeat_interleave(per_class)
-            features = centres[labels] + 0.5 * torch.randn(len(labels), D)
-            with torch.no_grad():
-                logits = classifier(features)
-            arrays = (x.numpy() for x in (features, logits, labels, torch.arange(len(labels))))
-            Store(*arrays, checkpoint="digest", split=split).save(path / "stores" / split)
-        about = {
-            "seed": seed,
-            "subset_hash": "h",
-            "protocol": "clean",
-            "published_counts": counts.tolist(),
-            "counts": counts.tolist(),
-            "class_names": [f"{c}" for c in range(num_classes)],
-            "versions": {},
-        }
-        model = Recognizer(Width(), classifier)
-        if linear:
-            crt = FoldedClassifier(torch.randn(num_classes, D))
-            notes = {"method": "crt", "of": "digest", "seed": seed, "notes": {}}
-            save_adjusted(path / "adjusted/crt.safetensors", Recognizer(Width(), crt), notes, own_features=False)
-        trained = Trained(path, recipe, seed, model, "digest", about, lambda: pytest.fail("no images are needed"))
-        rows = {method: trained.row(method) for method in recipe.methods}
-        (path / "results.json").write_text(
-            json.dumps({**about, "recipe": recipe.model_dump(), "checkpoint": "digest", "rows": rows})
-        )
-        opened[seed] = trained
-    run = Run(folder, recipe, tuple(SeedFolder(folder / f"seed-{s}", recipe, s) for s in range(seeds)))
-    return Source(run, lambda seed: opened[seed.seed])
+from tailwise.recipes.figures import Source, figure_data
+from tailwise.recipes.runs import Run
+from tailwise.recipes.trained import Asked, Trained
 
 
 @pytest.fixture(scope="module")
@@ -104,29 +30,6 @@ def thousand(tmp_path_factory):
     """1,000 classes, one seed, no class with few images, and one that the test set lacks."""
     counts = np.round(1280 * 60 ** (-np.arange(1000) / 999)).astype(int)
     return made_run(tmp_path_factory.mktemp("thousand"), counts, seeds=1, per_class=1)
-
-
-def head_to_tail(source):
-    counts = source.results[0]["published_counts"]
-    return sorted(range(len(counts)), key=lambda c: -counts[c])
-
-
-def expect_line(line, seeds, order=None):
-    """Mean and sample standard deviation, class by class, with the standard library."""
-    seeds = [values if order is None else [values[c] for c in order] for values in seeds]
-    assert line.mean.tolist() == pytest.approx([statistics.fmean(cell) for cell in zip(*seeds, strict=True)])
-    if len(seeds) == 1:
-        assert line.std is None
-    else:
-        spread = [statistics.stdev(cell) for cell in zip(*seeds, strict=True)]
-        assert line.std.tolist() == pytest.approx(spread, abs=1e-6)
-
-
-def by_label(panel):
-    return {line.label: line for line in panel.lines}
-
-
-# ---- the data
 
 
 def test_alpha_is_the_record_of_the_sweep(causal):
@@ -164,7 +67,9 @@ def test_norm_power_is_accuracy_at_each_power(linear):
 def test_weight_norms_are_those_of_the_folded_classifiers(linear, causal):
     data = figure_data("weight-norms", [linear])
     order, lines = head_to_tail(linear), by_label(data.panels[0])
-    assert list(lines) == ["joint", "ncm", "tau-norm", "crt"]
+    powers = [seed.row("tau-norm")["norm_power"]["value"] for seed in linear.seeds]
+    tau_norm = f"tau-norm, power {min(powers):g} to {max(powers):g}"
+    assert list(lines) == ["joint", "ncm", tau_norm, "crt"]
 
     def norms(weight):
         return [sum(float(v) ** 2 for v in row) ** 0.5 for row in weight.detach()]
@@ -174,7 +79,7 @@ def test_weight_norms_are_those_of_the_folded_classifiers(linear, causal):
         return adjust.fold_tau_norm(seed.model.classifier, power).weight
 
     expect_line(lines["joint"], [norms(seed.model.classifier.weight) for seed in linear.seeds], order)
-    expect_line(lines["tau-norm"], [norms(tau_normed(seed)) for seed in linear.seeds], order)
+    expect_line(lines[tau_norm], [norms(tau_normed(seed)) for seed in linear.seeds], order)
     assert lines["ncm"].mean == pytest.approx(np.ones(10), abs=1e-6)
     assert lines["joint"].mean[0] > 2 * lines["joint"].mean[-1]
     assert data.counts.tolist() == list(DIGITS)
@@ -184,16 +89,22 @@ def test_weight_norms_are_those_of_the_folded_classifiers(linear, causal):
     lines = by_label(figure_data("weight-norms", [causal]).panels[0])
     alphas = [seed.row("tde")["alpha"]["value"] for seed in causal.seeds]
     folded = [adjust.fold_tde(s.model.classifier, a).weight for s, a in zip(causal.seeds, alphas, strict=True)]
-    expect_line(lines["tde"], [norms(weight) for weight in folded], head_to_tail(causal))
+    expect_line(
+        lines[f"tde, alpha {min(alphas):g} to {max(alphas):g}"],
+        [norms(weight) for weight in folded],
+        head_to_tail(causal),
+    )
     expect_line(lines["de-confound"], [norms(s.model.classifier.weight) for s in causal.seeds], head_to_tail(causal))
 
 
 def test_a_classifier_of_several_layers_has_no_weight_norms(linear, monkeypatch):
     usual = Trained.on_test
     layers = torch.nn.Sequential(torch.nn.Linear(D, D), torch.nn.Linear(D, 10))
-    monkeypatch.setattr(Trained, "on_test", lambda s, m: (layers, None, {}) if m == "crt" else usual(s, m))
+    monkeypatch.setattr(
+        Trained, "on_test", lambda s, m, asked: (layers, s.stores.test(), {}) if m == "crt" else usual(s, m)
+    )
     data = figure_data("weight-norms", [linear])
-    assert list(by_label(data.panels[0])) == ["joint", "ncm", "tau-norm"]
+    assert [name.split(",")[0] for name in by_label(data.panels[0])] == ["joint", "ncm", "tau-norm"]
     assert data.caption.endswith("; without crt, which are no single matrix")
 
 
@@ -221,7 +132,7 @@ def test_several_runs_share_the_axes(linear, causal, tmp_path):
     data = figure_data("feature-norms", [linear, causal])
     assert list(by_label(data.panels[0])) == ["joint", "de-confound"]
     again = made_run(tmp_path / "b", DIGITS, shuffle=True, title="other")
-    labels = list(by_label(figure_data("weight-norms", [causal, again]).panels[0]))
+    labels = [name.split(",")[0] for name in by_label(figure_data("weight-norms", [causal, again]).panels[0])]
     assert labels == ["tde: de-confound", "tde: tde", "other: de-confound", "other: tde"]
     other = made_run(tmp_path / "c", DIGITS[::-1], linear=True)
     with pytest.raises(InputError, match=r"/c: expected a run of the same data .*, got digits-lt with other published"):
@@ -238,7 +149,7 @@ def test_confusion_counts_groups(linear):
         assert row.sum() == pytest.approx(100)
 
     data = figure_data("confusion", [linear])
-    assert [panel.title for panel in data.panels] == ["joint", "ncm", "tau-norm", "crt"]
+    assert [panel.title.split(",")[0] for panel in data.panels] == ["joint", "ncm", "tau-norm", "crt"]
     assert data.groups == ("many (1)", "medium (3)", "few (6)")
     each = []
     for seed in linear.seeds:
@@ -350,263 +261,71 @@ def test_what_a_run_lacks_is_named(linear, causal):
         figure_data("one-dimensional", [causal])
 
 
-# ---- what is drawn
-
-NEEDS = {"norm-power": "linear", "classifiers-by-sampler": "linear", "weight-norms": "linear", "one-dimensional": None}
+# ---- of asked rows, as strong as is asked
 
 
-@pytest.fixture(scope="module")
-def drawn(linear, causal, thousand):
-    """Every figure of 10 classes, and some of 1,000: {name: (data, figure)}."""
-    kinds = {"linear": [linear], "causal": [causal], None: []}
-    data = {name: figure_data(name, kinds[NEEDS.get(name, "causal")]) for name in FIGURES}
-    for name in ("alpha", "weight-norms", "sampling", "confusion"):
-        data[f"{name}, 1000"] = figure_data(name, [thousand])
-    return {name: (content, draw(content)) for name, content in data.items()}
+def test_a_row_at_a_strength_is_that_of_evaluate(linear, causal):
+    """Confusion, reliability and norms of any method, at any strength, as `tailwise evaluate` measures it."""
+    asked = Asked(alpha=2.5, power=0.25)
+    data = figure_data("confusion", [linear, causal], ["tde", "tau-norm"], asked)
+    assert [panel.title for panel in data.panels] == ["tau-norm, power 0.25", "tde, alpha 2.5"]
+    for panel, source, method in zip(data.panels, (linear, causal), ("tau-norm", "tde"), strict=True):
+        rows = [measure.measure(seed, [method], asked)["rows"][method] for seed in source.seeds]
+        # of the one class of group many, all that stay in the group are right
+        assert panel.mean[0, 0] == pytest.approx(statistics.fmean(row["many"] for row in rows))
+    fold = [adjust.fold_tde(seed.model.classifier, 2.5) for seed in causal.seeds]
+    each = []
+    for seed, classifier in zip(causal.seeds, fold, strict=True):
+        store = seed.stores.test()
+        predicted = classifier(torch.tensor(store.features)).argmax(dim=1).numpy()
+        each.append(group_confusion(predicted, store.labels, seed.published))
+    assert data.panels[1].mean == pytest.approx(np.mean(each, axis=0))
+    norms = figure_data("weight-norms", [causal], asked=Asked(alpha=2.5)).panels[0]
+    assert [line.label for line in norms.lines] == ["de-confound", "tde, alpha 2.5"]
+    assert norms.lines[1].mean[0] == pytest.approx(
+        np.mean([f.weight.norm(dim=1)[head_to_tail(causal)[0]].item() for f in fold])
+    )
+    assert "de-confound" not in data.caption
 
 
-def panels_of(figure):
-    return [axis for axis in figure.axes if axis.get_visible() and axis.get_label() != "counts"]
-
-
-@pytest.mark.parametrize("name", ["alpha", "alpha, 1000", "norm-power"])
-def test_curves_hold_their_values(drawn, name):
-    data, figure = drawn[name]
-    for axis, panel in zip(panels_of(figure), data.panels, strict=True):
-        lines, marks = axis.lines[: len(panel.lines)], axis.lines[len(panel.lines) :]
-        for line, shown in zip(panel.lines, lines, strict=True):
-            np.testing.assert_array_equal(shown.get_xdata(), data.x)
-            np.testing.assert_array_equal(shown.get_ydata(), line.mean)
-            assert shown.get_label() == line.label
-        assert [mark.get_xdata()[0] for mark in marks] == list(panel.marks)
-        bands = axis.collections
-        assert len(bands) == (0 if panel.lines[0].std is None else len(panel.lines))
-        for line, band in zip(panel.lines, bands, strict=False):
-            (low, high), top = band.get_datalim(axis.transData).intervaly, line.mean + line.std
-            assert (low, high) == pytest.approx((min(line.mean - line.std), max(top)))
+def test_a_strength_adds_the_method_it_belongs_to(linear):
+    other = Source(
+        Run(linear.run.path, linear.run.recipe.model_copy(update={"methods": ("joint",)}), linear.run.seeds),
+        linear.open_seed,
+    )
+    titles = [
+        panel.title.split("\n")[0] for panel in figure_data("reliability", [other], asked=Asked(power=1.0)).panels
+    ]
+    assert titles == ["joint", "crt", "tau-norm, power 1"]  # crt, for it is kept
+    assert [p.title.split("\n")[0] for p in figure_data("reliability", [other], ["ncm"]).panels] == ["ncm"]
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["weight-norms", "weight-norms, 1000", "feature-norms", "head-cosine", "sampling", "sampling, 1000"],
+    ("figure", "options", "message"),
+    [
+        ("confusion", (["tdee"],), "method: unknown value 'tdee'; did you mean 'tde'"),
+        ("confusion", (["tde"],), "method: expected one of these runs, as joint, ncm, tau-norm, crt, got 'tde'"),
+        ("confusion", (["lws"],), "method: expected one of these runs, .*, got 'lws'"),  # nothing was trained
+        ("confusion", ((), Asked(alpha=1.0)), "alpha: expected a method that has one, got joint, ncm, tau-norm, crt"),
+        ("confusion", (["joint"], Asked(power=1.0)), "power: expected a method that has one, got joint"),
+        (
+            "confusion",
+            (["joint"], Asked(metric="few")),
+            "metric: expected a method whose strength is chosen, got joint",
+        ),
+        ("feature-norms", (["joint"],), "method: expected a figure of weight-norms, .*, got feature-norms"),
+        ("sampling", ((), Asked(alpha=1.0)), "alpha: expected a figure of weight-norms, .*, got sampling"),
+        ("one-dimensional", ((), Asked(metric="few")), "metric: expected a figure of .* norm-power, got one-dim"),
+    ],
 )
-def test_per_class_figures_hold_their_values(drawn, name):
-    data, figure = drawn[name]
-    ranks = np.arange(1, len(data.counts) + 1)
-    for axis, panel in zip(panels_of(figure), data.panels, strict=True):
-        shown = [line for line in axis.lines if len(line.get_xdata()) == len(ranks)]
-        values = [line for line in shown if line.get_marker() == "."] or shown
-        assert len(shown) == len(panel.lines) * (2 if len(ranks) > 50 else 1)
-        for line, drawn_line in zip(panel.lines, values, strict=True):
-            np.testing.assert_array_equal(drawn_line.get_xdata(), ranks)
-            np.testing.assert_array_equal(drawn_line.get_ydata(), line.mean)
-        assert axis.get_legend_handles_labels()[1] == [line.label for line in panel.lines]
-    counts = [axis for axis in figure.axes if axis.get_label() == "counts"]
-    assert len(counts) == data.show_counts
-    for axis in counts:
-        np.testing.assert_array_equal(axis.patches[0].get_data().values, data.counts)
-    groups = [f"{group} ({size})" for group, size in data.group_sizes.items() if size]
-    assert [text.get_text() for text in panels_of(figure)[0].texts] == groups
+def test_options_that_a_figure_has_no_use_for_are_refused(linear, figure, options, message):
+    with pytest.raises(InputError, match=message):
+        figure_data(figure, [linear], *options)
 
 
-def test_running_mean_is_of_the_neighbours():
-    values = np.random.default_rng(0).normal(size=100)
-    values[3:12] = np.nan
-    slow = [
-        np.nanmean(near) if (~np.isnan(near := values[max(0, i - 2) : i + 3])).any() else np.nan for i in range(100)
-    ]
-    np.testing.assert_allclose(running_mean(values), slow)
-
-
-@pytest.mark.parametrize("name", ["confusion", "confusion, 1000"])
-def test_confusions_hold_their_values(drawn, name):
-    data, figure = drawn[name]
-    for axis, panel in zip(panels_of(figure), data.panels, strict=True):
-        np.testing.assert_array_equal(axis.images[0].get_array().filled(np.nan), panel.mean)
-        spread = np.full((3, 3), np.nan) if panel.std is None else panel.std
-        cells = [
-            "-" if np.isnan(m) else f"{m:.1f}" if np.isnan(s) else f"{m:.1f}\n± {s:.1f}"
-            for m, s in zip(panel.mean.ravel(), spread.ravel(), strict=True)
-        ]
-        assert [text.get_text() for text in axis.texts] == cells
-
-
-def test_reliability_bars_and_steps_hold_their_values(drawn):
-    data, figure = drawn["reliability"]
-    for axis, panel in zip(panels_of(figure), data.panels, strict=True):
-        bars = [bar for bar in axis.patches if hasattr(bar, "get_height")]
-        np.testing.assert_array_equal([bar.get_height() for bar in bars], panel.accuracy.mean)
-        np.testing.assert_allclose([bar.get_x() for bar in bars], data.edges[:-1])
-        (steps,) = [patch for patch in axis.patches if hasattr(patch, "get_data")]
-        np.testing.assert_array_equal(steps.get_data().values, panel.share)
-        assert axis.get_title(loc="left") == panel.title
-
-
-def test_categories_hold_their_values(drawn):
-    data, figure = drawn["classifiers-by-sampler"]
-    for axis, panel in zip(panels_of(figure), data.panels, strict=True):
-        for container, line in zip(axis.containers, panel.lines, strict=True):
-            np.testing.assert_array_equal(container.lines[0].get_ydata(), line.mean)
-            heights = [np.ptp(segment[:, 1]) for segment in container.lines[2][0].get_segments()]
-            np.testing.assert_allclose(heights, 2 * line.std, atol=1e-9)
-        assert [tick.get_text() for tick in axis.get_xticklabels()] == list(data.names)
-
-
-def test_illustration_holds_its_values(drawn):
-    data, figure = drawn["one-dimensional"]
-    for axis, panel in zip(panels_of(figure), data.panels, strict=True):
-        shown = {line.get_label(): line for line in axis.lines}
-        np.testing.assert_array_equal(shown["head class"].get_ydata(), panel.head)
-        np.testing.assert_array_equal(shown["tail class"].get_ydata(), panel.tail)
-        assert shown["decision boundary"].get_xdata()[0] == panel.boundary
-        assert axis.get_ylim()[1] > max(panel.head)  # nothing is cut off
-
-
-def overlapping(boxes):
-    return [(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :] if a.overlaps(b)]
-
-
-def shown_ticks(side):
-    """Labels of the ticks within view; matplotlib keeps others, which it does not draw."""
-    low, high = side.get_view_interval()
-    near = [tick for tick in side.get_major_ticks() if low * (1 - 1e-9) <= tick.get_loc() <= high * (1 + 1e-9)]
-    labels = [label for tick in near for label in (tick.label1, tick.label2)]
-    return [label for label in labels if label.get_visible() and label.get_text()]
-
-
-def test_nothing_overlaps_and_nothing_is_clipped(drawn):
-    for name, (data, figure) in drawn.items():
-        figure.draw_without_rendering()
-        whole = figure.bbox
-        heading = figure._suptitle
-        assert heading.get_text().replace("\n", " ") == f"{data.title} {data.caption}", name
-        texts = [heading, *figure.legends]
-        for axis in figure.axes:
-            if not axis.get_visible():
-                continue
-            ticks = [shown_ticks(side) for side in (axis.xaxis, axis.yaxis)]
-            for some in (*ticks, axis.texts):
-                boxes = [text.get_window_extent() for text in some if text.get_text()]
-                turned = any(text.get_rotation() % 90 for text in some)
-                assert turned or not overlapping(boxes), (name, [t.get_text() for t in some])
-            texts += [*axis.texts, *ticks[0], *ticks[1], axis.xaxis.label, axis.yaxis.label, axis._left_title]
-            assert not axis._left_title.get_window_extent().overlaps(heading.get_window_extent()), name
-        for text in texts:
-            box = text.get_window_extent()
-            inside = box.x0 >= whole.x0 - 1 and box.x1 <= whole.x1 + 1 and box.y0 >= -1 and box.y1 <= whole.y1 + 1
-            assert box.width == 0 or inside, (name, text)
-
-
-@pytest.mark.parametrize("sizes", [(995, 2, 3), (2, 3, 995), (500, 2, 498), (0, 998, 2)])
-def test_narrow_groups_keep_their_names_apart(sizes):
-    counts, names = np.repeat((500, 50, 3), sizes), tuple(map(str, range(1000)))
-    lines = (Panel("", (Line("a", np.ones(1000)),)),)
-    figure = draw(PerClass("t", "c", "y", names, counts, dict(zip(GROUPS, sizes, strict=True)), lines))
-    figure.draw_without_rendering()
-    (axis,) = panels_of(figure)
-    boxes = [text.get_window_extent() for text in axis.texts]
-    assert len(boxes) == sum(size > 0 for size in sizes)
-    assert not overlapping(boxes)
-    assert min(box.x0 for box in boxes) > axis.bbox.x0 - 5
-    assert max(box.x1 for box in boxes) < axis.bbox.x1 + 5
-
-
-def test_class_names_are_text_and_not_too_long():
-    counts = np.repeat((500, 50, 3), (5, 2, 3))
-    strange = (
-        "<b>$x$</b>",
-        "a" * 200,
-        "\U0001f600 cat",
-        "\u05e9\u05dc\u05d5\u05dd",
-        "e",
-        "f",
-        "g",
-        "h",
-        "i",
-        "$\\frac$",
-    )
-    data = PerClass("$a$", "100 % _x_", "y", strange, counts, {"many": 5, "medium": 2, "few": 3},
-                    (Panel("", (Line("a", np.ones(10)),)),))  # fmt: skip
-    shown = [text.get_text() for text in panels_of(draw(data))[0].get_xticklabels()]
-    assert shown[:2] == ["<b>$x$</b>", "a" * 13 + "…"]
-    assert set(rendered(data, ("png", "svg"))) == {"png", "svg"}
-
-
-def test_a_figure_is_the_same_bytes_again(causal):
-    data = figure_data("feature-norms", [causal])
-    files = rendered(data, ("png", "svg"))
-    time.sleep(1.1)  # a date in the file would show
-    assert rendered(data, ("png", "svg")) == files
-    assert files["png"].startswith(b"\x89PNG")
-    assert files["svg"].startswith(b"<?xml")
-
-
-def test_a_thousand_classes_are_a_file_of_bearable_size(drawn):
-    assert len(rendered(drawn["weight-norms, 1000"][0], ("svg",))["svg"]) < 300_000
-
-
-# ---- the command
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("plot") / "run"
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", "digits-lt/tde", "stages.0.epochs=1", "--seeds", "1", "--out", str(folder), "--json"])
-    assert not stopped.value.code
-    return folder
-
-
-def plot(capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main(["plot", *map(str, arguments)])
-    out, err = capsys.readouterr()
-    return stopped.value.code or 0, out, err
-
-
-def test_help_lists_every_figure():
-    assert tuple(FIGURES) == IN_HELP
-
-
-def test_plot_writes_png_and_svg(digits, tmp_path, capsys):
-    code, out, err = plot(capsys, digits, "--figure", "alpha")
-    assert (code, err) == (0, "")
-    written = [digits / "figures/alpha.png", digits / "figures/alpha.svg"]
-    assert out.splitlines()[1:] == [f"wrote {path}" for path in written]
-    assert out.startswith("Accuracy by group against alpha of total direct effect: digits-lt, imbalance ratio 50; ")
-    assert all(path.stat().st_size > 5000 for path in written)
-    code, out, err = plot(capsys, digits, "--figure", "confusion", "--out", tmp_path / "c.svg", "--json")
-    assert (code, err) == (0, "")
-    assert json.loads(out)["wrote"] == [str(tmp_path / "c.svg")]
-    assert [path.name for path in tmp_path.iterdir()] == ["c.svg"]
-
-
-def test_plot_refuses_in_one_line_and_writes_nothing(digits, tmp_path, capsys):
-    out = tmp_path / "a"
-    for arguments, why in (
-        ([digits, "--figure", "alpah"], "figure: unknown value 'alpah'; did you mean 'alpha'?"),
-        ([digits, "--figure", "norm-power", "--out", out], f"{digits}: figure norm-power needs a linear classifier"),
-        ([digits, "--figure", "alpha", "--out", f"{out}.pdf"], "out: expected a name that ends in .png or .svg"),
-        ([digits, "--figure", "alpha", "--out", tmp_path / "no/a"], f"{tmp_path}/no/a.png: cannot write (No such file"),
-        ([tmp_path, "--figure", "alpha"], f"{tmp_path}: expected a run folder with recipe.json"),
-        (["--figure", "alpha"], "figure: alpha expected at least one run folder, got none"),
-    ):
-        code, shown, err = plot(capsys, *arguments)
-        assert (code, shown, err.count("\n")) == (2, "", 1)
-        assert err.startswith(f"tailwise: {why}"), err
-    assert list(tmp_path.iterdir()) == []
-    assert not (digits / "figures/norm-power.png").exists()
-
-
-def test_nothing_is_drawn_without_matplotlib(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, shown, err = plot(capsys, "--figure", "one-dimensional", "--out", tmp_path / "a")
-    assert (code, shown) == (2, "")
-    assert err == "tailwise: plot: expected the package matplotlib; pip install 'tailwise[plots]'\n"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_importing_the_drawing_loads_neither_matplotlib_nor_torch():
-    script = "import sys, tailwise.report.figures; print(sorted({'matplotlib', 'torch'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "[]\n", done.stderr
+def test_a_curve_marks_what_the_metric_chooses(linear):
+    """`--metric` of the figures of strengths: another criterion, another value pointed out."""
+    for metric in ("mean-per-class", "many"):
+        data = figure_data("norm-power", [linear], asked=Asked(metric=metric))
+        curves = [measure.strength_curve(seed, "tau-norm", Asked(metric=metric)) for seed in linear.seeds]
+        assert data.panels[0].marks == tuple(sorted({curve["chosen"]["value"] for curve in curves}))

@@ -161,7 +161,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_predicted(trained, pictures, 
             "features: expected finite numbers",
             "expected images in this folder, got none",
             "not a readable file of features",
-            "not a readable image",
+            "not a readable file (No such file or directory)",
         ],
         strict=True,
     ):
@@ -244,6 +244,7 @@ def test_colours_and_sizes_are_brought_to_what_the_network_takes(tmp_path):
 
 
 def test_without_pillow_there_is_a_hint(tmp_path, monkeypatch):
+    (tmp_path / "x.png").write_bytes(b"x")
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with pytest.raises(InputError, match=re.escape("images need Pillow; pip install 'tailwise[images]'")):
         read_image(tmp_path / "x.png", (1, 8, 8), 16.0)

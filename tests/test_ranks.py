@@ -158,7 +158,7 @@ def test_one_process_speaks_and_writes(pair):
 
 def test_predictions_of_two_processes_are_whole_and_in_order(pair):
     from tailwise.recipes import measure
-    from tailwise.recipes.build import build_data
+    from tailwise.recipes.build_data import build_data
 
     folder, _ = pair
     (seed,) = runs.open_run(folder).seeds

@@ -12,7 +12,8 @@ from tailwise import InputError
 from tailwise.data import random_crop
 from tailwise.evaluate import Store, mean_per_class_accuracy
 from tailwise.recipes import experiment, measure, runs
-from tailwise.recipes.build import build_data, build_model
+from tailwise.recipes.build import build_model
+from tailwise.recipes.build_data import build_data
 from tailwise.recipes.build_stages import average_momentum, build_load, build_stages
 from tailwise.recipes.catalog import RECIPES, find
 from tailwise.recipes.overrides import override

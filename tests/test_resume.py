@@ -224,7 +224,9 @@ def test_ctrl_c_leaves_a_snapshot_to_go_on_from(whole, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "tailwise: interrupted; `tailwise train` goes on where it stopped with --resume\n"
+    assert (
+        err == "tailwise: interrupted; `tailwise train` goes on where it stopped with --resume, `reproduce` by itself\n"
+    )
     assert list(folder.glob("seed-0.partial/last-*.safetensors"))
     assert same(whole, run(folder, Stopping(-1), resume=True))
 

@@ -13,7 +13,8 @@ from tailwise import ClassCounts, InputError
 from tailwise.classifiers import CausalClassifier, CosineClassifier, LinearClassifier
 from tailwise.data import LongTailedData
 from tailwise.recipes import experiment, measure, runs
-from tailwise.recipes.build import build_data, build_model, build_second_classifier
+from tailwise.recipes.build import build_model, build_second_classifier
+from tailwise.recipes.build_data import build_data
 from tailwise.recipes.build_stages import build_sampler
 from tailwise.recipes.catalog import RECIPES, SUITES, find, second_stage, with_second_stage
 from tailwise.recipes.overrides import override, override_after_training

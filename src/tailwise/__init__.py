@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tailwise.evaluate import Store
     from tailwise.recipes.deployed import load_deployed
     from tailwise.recipes.measure import load_model
+    from tailwise.recipes.report import compare
     from tailwise.train import Stage, fit
 
 _HOME = {
@@ -50,6 +51,7 @@ _HOME = {
     "adjust_logits": "tailwise.adjust",
     "attach": "tailwise.attachment",
     "background_exempted": "tailwise.adjust",
+    "compare": "tailwise.recipes.report",
     "counterfactual_tde": "tailwise.adjust",
     "detach_adjusted": "tailwise.attachment",
     "fit": "tailwise.train",
@@ -80,6 +82,7 @@ __all__ = [
     "adjust_logits",
     "attach",
     "background_exempted",
+    "compare",
     "counterfactual_tde",
     "detach_adjusted",
     "fit",

@@ -10,11 +10,16 @@ from cyclopts import App, CycloptsError
 from tailwise import checks
 from tailwise.cli.adjust import adjust
 from tailwise.cli.compare import compare
+from tailwise.cli.data import data
+from tailwise.cli.detect import detect
 from tailwise.cli.evaluate import evaluate
 from tailwise.cli.export import export
+from tailwise.cli.features import features
 from tailwise.cli.plot import plot
 from tailwise.cli.predict import predict
 from tailwise.cli.recipes import recipes
+from tailwise.cli.report import report
+from tailwise.cli.reproduce import reproduce
 from tailwise.cli.sweep import sweep
 from tailwise.cli.train import train
 
@@ -25,8 +30,23 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-for verb in (recipes, train, evaluate, adjust, sweep, export, predict, compare, plot):
+for verb in (
+    recipes,
+    train,
+    evaluate,
+    adjust,
+    sweep,
+    features,
+    export,
+    predict,
+    detect,
+    compare,
+    plot,
+    report,
+    reproduce,
+):
     app.command(verb)
+app.command(data)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -44,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
-        print("tailwise: interrupted; `tailwise train` goes on where it stopped with --resume", file=sys.stderr)
+        print(
+            "tailwise: interrupted; `tailwise train` goes on where it stopped with --resume, `reproduce` by itself",
+            file=sys.stderr,
+        )
         sys.exit(130)
     if "torch" in sys.modules:
         from tailwise import ranks

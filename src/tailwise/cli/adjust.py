@@ -29,6 +29,10 @@ def adjust(
     ] = None,
     features: Annotated[Path | None, Parameter(help="With --weights: features [N, D].")] = None,
     labels: Annotated[Path | None, Parameter(help="With --weights: their classes [N], whole numbers from 0.")] = None,
+    val_features: Annotated[
+        Path | None, Parameter(help="With --weights: features to choose the method on; default: folds of --features.")
+    ] = None,
+    val_labels: Annotated[Path | None, Parameter(help="Their classes.")] = None,
     out: Annotated[Path, Parameter(help="With --weights: the file to write.")] = Path("adjusted.safetensors"),
     json: Json = False,
 ) -> None:
@@ -37,8 +41,9 @@ def adjust(
     With --weights W --features F --labels Y --method plain|la|tau-norm|lws|crt|ncm|tde|auto it adjusts the last layer
     of any model; --alpha and --power are numbers then, and tde is a heuristic (the mean feature as head direction).
     """
-    if weights or features or labels:
-        _adjust_plain(run, settings, weights, features, labels, out, method, alpha, power, json=json)
+    files = (weights, features, labels, val_features, val_labels)
+    if any(files):
+        _adjust_plain(run, settings, files, out, method, alpha, power, json=json)
         return
     if run is None:
         raise checks.InputError("adjust: expected a run folder, or --weights, --features and --labels, got neither")
@@ -81,9 +86,7 @@ def adjust(
 def _adjust_plain(
     run: Path | None,
     settings: Sequence[str],
-    weights: Path | None,
-    features: Path | None,
-    labels: Path | None,
+    files: tuple[Path | None, Path | None, Path | None, Path | None, Path | None],
     out: Path,
     method: str | None,
     alpha: str | None,
@@ -91,6 +94,7 @@ def _adjust_plain(
     *,
     json: bool,
 ) -> None:
+    weights, features, labels, val_features, val_labels = files
     if run or settings or not (weights and features and labels):
         raise checks.InputError(
             "adjust: expected a run folder, or --weights, --features and --labels, got a part of both"
@@ -99,17 +103,22 @@ def _adjust_plain(
         if given is not None and method != owner:
             raise checks.InputError(f"{name}: expected --method {owner}, got {method or 'auto'}")
     strength = strength_of("alpha", alpha, ()) if alpha is not None else strength_of("power", power, ())
+    if val_features and method not in (None, "auto"):
+        raise checks.InputError(f"val-features: expected --method auto, which chooses on them, got {method}")
     from tailwise.recipes.plain import adjust_plain, read_plain, write_plain
 
-    result = adjust_plain(read_plain(weights, features, labels), method or "auto", strength=strength)
+    model = read_plain(weights, features, labels, val_features, val_labels)
+    result = adjust_plain(model, method or "auto", strength=strength)
     write_plain(result, out)
     record = {"method": result.method, **result.notes, "wrote": [str(out)]}
     if json:
         print_json(record)
         return
+    if "chosen_on" in result.notes:
+        print(f"mean per-class accuracy in %, 95 % interval, on {result.notes['chosen_on']}")
     for name, told in result.notes.get("scores", {}).items():
         low, high = told["interval"]
         print(f"{name:<10} {told['score']:5.1f}  [{low:.1f}, {high:.1f}]")
-    own = {name: value for name, value in result.notes.items() if name != "scores"}
+    own = {name: value for name, value in result.notes.items() if name not in ("scores", "chosen_on")}
     print(f"{result.method}{''.join(f', {name} {value}' for name, value in own.items())}")
     print(f"wrote {out}")

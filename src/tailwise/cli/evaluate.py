@@ -1,6 +1,12 @@
 """`tailwise evaluate`."""
 
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
 from tailwise import checks
+from tailwise.cli.detection import evaluate_detection
 from tailwise.cli.options import (
     POWERS,
     AlphaText,
@@ -9,6 +15,7 @@ from tailwise.cli.options import (
     Json,
     Method,
     Metric,
+    Metrics,
     PowerText,
     RunFolder,
     strength_of,
@@ -26,10 +33,27 @@ def evaluate(
     metric: Metric = None,
     data_dir: DataDir = None,
     device: Device = "auto",
+    metrics: Metrics = False,
+    detections: Annotated[
+        Path | None,
+        Parameter(help="Of a detector: also write what it found there, as the json that evaluation servers take."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Measure a trained run again, at any alpha or norm power, from its stored features."""
+    """Measure a trained run again, at any alpha or norm power, from its stored features; a detector from its images."""
+    from tailwise.recipes.detection_runs import is_detection
     from tailwise.recipes.methods import METHODS, asked_rows
+
+    if is_detection(run):
+        if power is not None or metric is not None:
+            raise checks.InputError("power, metric: expected none for a detector")
+        strength = strength_of("alpha", alpha, ())
+        evaluate_detection(
+            run, method=method, alpha=strength, detections=detections, data_dir=data_dir, device=device, json=json
+        )
+        return
+    if detections is not None:
+        raise checks.InputError(f"detections: expected the run of a detector, got {run}")
 
     if method is not None:
         checks.choice("method", method, METHODS)
@@ -51,4 +75,4 @@ def evaluate(
         results = [
             measure.measure(measure.open_trained(seed, data_dir, device=device), rows, asked) for seed in opened.seeds
         ]
-    show(combined(opened.recipe.name, {str(run): results}), json)
+    show(combined(opened.recipe.name, {str(run): results}), json, metrics=metrics)

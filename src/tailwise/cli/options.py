@@ -30,6 +30,10 @@ Metric = Annotated[
     Literal["mean-per-class", "all", "many", "medium", "few", "harmonic-mean", "worst-class"] | None,
     Parameter(help="What strength and epoch are chosen by (default: the recipe's, mean-per-class)."),
 ]
+Metrics = Annotated[
+    bool,
+    Parameter(negative="", help="Show balanced accuracy, macro-F1, worst class, geometric and harmonic mean, top-5."),
+]
 Seed = Annotated[int | None, Parameter(help="Whose model, where a run has several seeds (default: the first).")]
 RunFolder = Annotated[Path, Parameter(help="A run folder, such as runs/digits-lt/tde.")]
 

@@ -11,14 +11,14 @@ from typing import Any
 from rich.console import Console
 
 
-def show(record: dict[str, Any], json: bool, *, lines: Sequence[str] = ()) -> None:
-    """A record of rows as a table followed by lines, or as JSON."""
+def show(record: dict[str, Any], json: bool, *, lines: Sequence[str] = (), metrics: bool = False) -> None:
+    """A record of rows as a table followed by lines, or as JSON; metrics: of these in the place of groups."""
     from tailwise.report.table import print_record
 
     if json:
         print_json(record)
     else:
-        print_record(Console(), record, lines)
+        print_record(Console(), record, lines, metrics=metrics)
 
 
 def print_json(content: dict[str, Any]) -> None:

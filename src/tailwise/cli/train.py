@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from tailwise import checks
+from tailwise.cli.detection import train_detection
 from tailwise.cli.options import DataDir, Device, Json, Seeds, Track
 from tailwise.cli.output import show, warnings_as_notes
 
@@ -34,9 +35,29 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a recipe, or all recipes of a suite on the same subsets, and print one table."""
-    from tailwise.recipes.catalog import find
+    from tailwise.recipes.catalog import RECIPES, SUITES, find
+    from tailwise.recipes.detection import DETECTION_RECIPES, DETECTION_SUITES
     from tailwise.recipes.overrides import override
 
+    checks.choice("recipe", name, [*SUITES, *RECIPES, *DETECTION_SUITES, *DETECTION_RECIPES])
+    if name in DETECTION_SUITES or name in DETECTION_RECIPES:
+        if protocol is not None:
+            raise checks.InputError(
+                f"protocol: expected none for a detector, whose settings are published ones, got {protocol}"
+            )
+        train_detection(
+            name,
+            settings,
+            seeds=seeds,
+            data_dir=data_dir,
+            device=device,
+            out=out,
+            resume=resume,
+            save_every=save_every,
+            track=track or [],
+            json=json,
+        )
+        return
     chosen = override(find(name), [*settings, *([f"protocol={protocol}"] if protocol else [])])
     numbers = range(checks.whole("seeds", chosen[0].seeds if seeds is None else seeds))
 

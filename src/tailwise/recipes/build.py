@@ -1,16 +1,13 @@
-"""From settings to data, models and classifiers. Here and in `build_stages` alone a name becomes an object."""
+"""From settings to models and classifiers. Here and in the other `build_*` alone a name becomes an object."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from tailwise import checks, ranks
-from tailwise.backbones import DigitsNet, ResNet32
 from tailwise.classifiers import (
     CapsuleClassifier,
     CausalClassifier,
@@ -20,21 +17,13 @@ from tailwise.classifiers import (
     NormalizedClassifier,
     ScaledClassifier,
 )
-from tailwise.data import (
-    EpochBatches,
-    LongTailedData,
-    Normalize,
-    Split,
-    cifar,
-    cifar_lt,
-    digits,
-    digits_lt,
-    under_protocol,
-)
 from tailwise.methods.oltr import MetaEmbeddingClassifier
+from tailwise.recipes.build_backbone import build_backbone
+from tailwise.recipes.datasets import OnDiskSettings
+from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.schema import (
     CausalSettings,
-    DataSettings,
+    ClassifierSettings,
     LinearSettings,
     MetaEmbeddingSettings,
     MlpSettings,
@@ -47,25 +36,11 @@ from tailwise.recipes.stages import LdamSettings
 from tailwise.recognizer import Recognizer
 from tailwise.train import Compute
 
-BACKBONES: dict[str, Callable[[], DigitsNet | ResNet32]] = {
-    "digits-net": DigitsNet,
-    "digits-net-two-branch": partial(DigitsNet, two_branch=True),
-    "resnet32": ResNet32,
-    "resnet32-two-branch": partial(ResNet32, two_branch=True),
-}
-# Shape of an image and what a network sees of it, known without the data.
-IMAGES: dict[str, tuple[tuple[int, int, int], Normalize]] = {
-    "digits-lt": ((1, 8, 8), digits.NORMALIZE),
-    "cifar10-lt": ((3, 32, 32), cifar.NORMALIZE),
-    "cifar100-lt": ((3, 32, 32), cifar.NORMALIZE),
-}
 STARTING_MOMENTUM = 0.9  # of an average that follows the learning rate, until the first step sets it
-
-PREDICT_BATCH = 500
 
 
 @contextmanager
-def cpu_threads(recipe: Recipe) -> Iterator[None]:
+def cpu_threads(recipe: Recipe | DetectionRecipe) -> Iterator[None]:
     """Run the block on as many CPU threads as the recipe asks for; their number is part of what a result depends on."""
     before = torch.get_num_threads()
     torch.set_num_threads(recipe.compute.threads or before)
@@ -73,23 +48,6 @@ def cpu_threads(recipe: Recipe) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def build_data(recipe: Recipe, seed: int, data_dir: Path | None) -> LongTailedData:
-    """The recipe's data as its protocol uses it."""
-    settings: DataSettings = recipe.data
-    subset_seed = subset_seed_of(recipe, seed)
-    if settings.name == "digits-lt":
-        data = digits_lt(subset_seed, imbalance_ratio=settings.imbalance_ratio, profile=settings.profile)
-    else:
-        data = cifar_lt(
-            {"cifar10-lt": 10, "cifar100-lt": 100}[settings.name],
-            subset_seed,
-            data_dir=data_dir,
-            imbalance_ratio=settings.imbalance_ratio,
-            profile=settings.profile,
-        )
-    return under_protocol(data, recipe.protocol, subset_seed)
 
 
 def find_device(name: str) -> torch.device:
@@ -114,15 +72,13 @@ def build_compute(recipe: Recipe, device: torch.device) -> Compute:
     return Compute(device, how.precision, how.channels_last, how.compile, how.sync_batchnorm)
 
 
-def subset_seed_of(recipe: Recipe, seed: int) -> int:
-    """Which subset a training seed sees: the recipe's, or its own."""
-    return seed if recipe.data.subset_seed is None else recipe.data.subset_seed
-
-
-def build_model(recipe: Recipe, num_classes: int) -> Recognizer:
-    """Backbone and classifier, freshly initialised from torch's global random state."""
-    backbone = BACKBONES[recipe.backbone.name]()
-    return Recognizer(backbone, build_classifier(recipe, backbone.num_features, num_classes))
+def build_model(recipe: Recipe, num_classes: int, *, fetch: bool = True) -> Recognizer:
+    """Backbone and classifier, freshly initialised from torch's global random state; fetch as in `build_backbone`."""
+    size = recipe.data.size if isinstance(recipe.data, OnDiskSettings) else None
+    backbone = build_backbone(recipe.backbone, size=size, fetch=fetch)
+    width = backbone.num_features
+    assert isinstance(width, int)
+    return Recognizer(backbone, build_classifier(recipe.classifier, width, num_classes))
 
 
 def take_over_scale(recipe: Recipe, model: Recognizer) -> None:
@@ -135,9 +91,8 @@ def take_over_scale(recipe: Recipe, model: Recognizer) -> None:
         model.classifier.tau *= loss.scale
 
 
-def build_classifier(recipe: Recipe, in_features: int, num_classes: int) -> nn.Module:
-    """The recipe's classifier, freshly initialised."""
-    settings = recipe.classifier
+def build_classifier(settings: ClassifierSettings, in_features: int, num_classes: int) -> nn.Module:
+    """A recipe's classifier, freshly initialised."""
     if isinstance(settings, LinearSettings):
         return LinearClassifier(in_features, num_classes, bias=settings.bias)
     momentum = STARTING_MOMENTUM if settings.momentum == "follow-lr" else settings.momentum
@@ -186,8 +141,3 @@ def build_second_classifier(
         )
     momentum = STARTING_MOMENTUM if settings.momentum == "follow-lr" else settings.momentum
     return CosineClassifier(in_features, num_classes, num_heads=settings.num_heads, tau=settings.tau, momentum=momentum)
-
-
-def in_order(data: LongTailedData, split: Split, indices: Tensor) -> EpochBatches:
-    """These images of a split, unaugmented, in this order."""
-    return EpochBatches(split, indices, PREDICT_BATCH, data.normalize)

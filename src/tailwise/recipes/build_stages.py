@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from tailwise import checks, ranks
-from tailwise.backbones import DigitsNet, ResNet32
+from tailwise.backbones import DigitsNet, FrozenNet, ResNet32
 from tailwise.classifiers import FeatureAverage
 from tailwise.counts import ClassCounts
-from tailwise.data import EpochBatches, LongTailedData, random_crop
+from tailwise.data import DiskSplit, EpochBatches, LongTailedData, random_crop
 from tailwise.data.augment import Augment
 from tailwise.data.mix import CutMix, MixedBatches, Mixup, MixupAndCutMix, Remix, Rule, pair, permuted
+from tailwise.data.reading import Transform
+from tailwise.data.transforms import CentreView, RandomView
 from tailwise.losses import (
     LDAM,
     BalancedSoftmax,
@@ -78,6 +80,13 @@ AUGMENTS: dict[str, Augment | None] = {
     "shift": partial(random_crop, padding=1, flip=False),
     "crop-flip": partial(random_crop, padding=4, flip=True),
 }
+# Of images on disk, by what their network's input measures; None is the data's own view.
+TRANSFORMS: dict[str, Callable[[int], Transform] | None] = {
+    "none": None,
+    "random-resized-crop": RandomView,
+    "random-resized-crop-jitter": partial(RandomView, jitter=0.4),
+    "rand-augment": partial(RandomView, rand_augment=2),
+}
 Draw = Callable[[int], NDArray[np.int64]]
 
 
@@ -121,6 +130,8 @@ def build_view(stage: StageSettings, model: Recognizer) -> nn.Module:
         InputError: a backbone or a classifier that the method cannot train.
     """
     step, backbone, classifier = stage.step, model.backbone, model.classifier
+    if isinstance(backbone, FrozenNet) and isinstance(step, CutMixSettings | BilateralSettings | GlmcSettings):
+        raise checks.InputError(f"backbone.frozen: expected false for {step.kind}, which needs images, got true")
     if isinstance(step, BilateralSettings):
         if not isinstance(backbone, DigitsNet | ResNet32):
             raise checks.InputError(f"step: bilateral trains a backbone with branches, got {type(backbone).__name__}")
@@ -183,10 +194,13 @@ def _loss_of(settings: LossSettings, counts: ClassCounts, reduction: Reduction) 
 
 
 def trainable_modules(stage: StageSettings, model: Recognizer) -> tuple[str, ...]:
-    """The names of the modules that a stage trains."""
+    """The names of the modules that a stage trains; of a model on a frozen backbone always the classifier."""
+    if isinstance(model.backbone, FrozenNet):
+        return ("classifier",)
     if stage.trainable == "all":
         return ("",)
-    blocks = getattr(model.backbone, "last_block", ()) if stage.trainable == "last-block" else ()
+    part = {"last-block": "last_block", "last-bottleneck": "last_bottleneck"}.get(stage.trainable, "")
+    blocks = getattr(model.backbone, part, ())
     return (*(f"backbone.{block}" for block in blocks), "classifier")
 
 
@@ -260,8 +274,13 @@ def build_schedule(stage: StageSettings) -> Schedule:
 
 
 def build_load(stages: Sequence[StageSettings], data: LongTailedData, seed: int) -> Callable[[Stage, int], Batches]:
-    """(stage, epoch) -> the batches of that epoch of training."""
+    """(stage, epoch) -> the batches of that epoch of training.
+
+    Raises:
+        InputError: an augmentation that is not of such images.
+    """
     names = [stage.name for stage in stages]
+    augments = [build_augment(stage, data) for stage in stages]
 
     def load(stage: Stage, epoch: int) -> Batches:
         number = names.index(stage.name)
@@ -271,7 +290,7 @@ def build_load(stages: Sequence[StageSettings], data: LongTailedData, seed: int)
             stage.sampler.indices(epoch),
             stage.batch_size,
             data.normalize,
-            augment=AUGMENTS[settings.augment],
+            augment=augments[number],
             seed=own_seed,
             drop_last=stage.drop_last,
             rank=ranks.rank(),
@@ -287,6 +306,31 @@ def build_load(stages: Sequence[StageSettings], data: LongTailedData, seed: int)
         return MixedBatches(batches, others, rule, seed=own_seed)
 
     return load
+
+
+def has_features(data: LongTailedData) -> bool:
+    """Whether it is features of a frozen backbone that are trained on."""
+    return not isinstance(data.train, DiskSplit) and data.train.images.dim() == 2
+
+
+def build_augment(stage: StageSettings, data: LongTailedData) -> Augment | Transform | None:
+    """What is done to training images; features of a frozen backbone are left as they are.
+
+    Raises:
+        InputError: an augmentation of images in memory for images on disk, or the other way round.
+    """
+    on_disk = isinstance(data.train, DiskSplit)
+    if has_features(data):
+        return None
+    known = TRANSFORMS if on_disk else AUGMENTS
+    if stage.augment not in known:
+        where = "on disk" if on_disk else "in memory"
+        raise checks.InputError(f"augment: expected one of images {where}, {', '.join(known)}, got {stage.augment}")
+    if not on_disk:
+        return AUGMENTS[stage.augment]
+    transform = TRANSFORMS[stage.augment]
+    assert isinstance(data.view, CentreView)
+    return data.view if transform is None else transform(data.view.size)
 
 
 def build_rule(stage: StageSettings, counts: ClassCounts) -> Rule | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from tailwise import checks
+from tailwise.recipes.datasets import BenchmarkSettings, OwnSettings, SubsetSettings
 from tailwise.recipes.methods import METHODS, adjusters_of
 from tailwise.recipes.published import published
 from tailwise.recipes.rivals import RIVALS, TWO_BRANCH, changed
@@ -15,7 +16,6 @@ from tailwise.recipes.schema import (
     ClassifierSettings,
     ComputeSettings,
     CosineSettings,
-    DataSettings,
     LinearSettings,
     MetaEmbeddingSettings,
     MlpSettings,
@@ -34,6 +34,7 @@ from tailwise.recipes.stages import (
     StageSettings,
 )
 
+CIFARS = ("cifar10-lt", "cifar100-lt")
 CLASSIFIERS: dict[str, ClassifierSettings] = {
     "linear": LinearSettings(),  # without bias, as Tang et al.'s baseline
     "joint": LinearSettings(bias=True),  # as Kang et al.'s
@@ -46,7 +47,7 @@ CLASSIFIERS: dict[str, ClassifierSettings] = {
 # learning rate (0.05, 0.1, 0.2) did best on val over seeds 100 to 111, for linear and de-confound alike: no reported
 # seed and no test image had a part in it.
 DIGITS = {
-    "data": DataSettings(name="digits-lt", imbalance_ratio=50),
+    "data": SubsetSettings(name="digits-lt", imbalance_ratio=50),
     "backbone": BackboneSettings(name="digits-net"),
     "stages": (
         StageSettings(
@@ -82,12 +83,69 @@ CIFAR = {
     ),
 }
 
+# Photographs, from both papers and the authors' configurations: batch 512, learning rate 0.2, taken to 0 by a
+# cosine. The colour jitter and the weight decay are in the code alone. The feature average follows the learning rate.
+PHOTOS_STAGE = StageSettings(
+    name="joint",
+    epochs=90,
+    batch_size=512,
+    learning_rate=0.2,
+    schedule=CosineScheduleSettings(),
+    augment="random-resized-crop-jitter",
+    drop_last=True,
+)
+PHOTOS: dict[str, dict[str, Any]] = {
+    # Tang et al., Table 2, and Kang et al., Table 2
+    "imagenet-lt": {"backbone": BackboneSettings(name="resnext50-32x4d"), "stages": (PHOTOS_STAGE,)},
+    # Kang et al., Table 4: from an ImageNet network, of which the last block of layers is trained. How long, and in
+    # which batches, is in no configuration of the first stage: 30 epochs is what its author names first, batch and
+    # learning rate are those of the second.
+    "places-lt": {
+        "backbone": BackboneSettings(name="resnet152", pretrained=True),
+        "stages": (
+            PHOTOS_STAGE.model_copy(
+                update={"epochs": 30, "batch_size": 256, "learning_rate": 0.1, "trainable": "last-block"}
+            ),
+        ),
+    },
+    # Kang et al., Table 3: 90 epochs (200 are stages.0.epochs=200)
+    "inaturalist-2018": {
+        "backbone": BackboneSettings(name="resnet50"),
+        "stages": (PHOTOS_STAGE.model_copy(update={"weight_decay": 1e-4, "augment": "random-resized-crop"}),),
+    },
+}
+# The user's own: a network that knows ImageNet, tuned as a whole; batches that one GPU holds, at a learning rate
+# that is the papers' for this size, warmed up so that what the network knows is not lost in the first steps.
+OWN = {
+    "data": OwnSettings(),
+    "backbone": BackboneSettings(name="resnet50", pretrained=True),
+    "stages": (
+        PHOTOS_STAGE.model_copy(
+            update={
+                "epochs": 30,
+                "batch_size": 64,
+                "learning_rate": 0.025,
+                "schedule": CosineScheduleSettings(warmup=0.1),
+                "augment": "random-resized-crop",
+                "drop_last": False,
+            }
+        ),
+    ),
+    "tde": TdeSettings(fixed_alpha=3.0),
+}
+
 DATA: dict[str, dict[str, Any]] = {
     "digits-lt": DIGITS,
     "cifar10-lt": CIFAR
-    | {"data": DataSettings(name="cifar10-lt", imbalance_ratio=100), "tde": TdeSettings(fixed_alpha=1.0)},
+    | {"data": SubsetSettings(name="cifar10-lt", imbalance_ratio=100), "tde": TdeSettings(fixed_alpha=1.0)},
     "cifar100-lt": CIFAR
-    | {"data": DataSettings(name="cifar100-lt", imbalance_ratio=100), "tde": TdeSettings(fixed_alpha=1.5)},
+    | {"data": SubsetSettings(name="cifar100-lt", imbalance_ratio=100), "tde": TdeSettings(fixed_alpha=1.5)},
+    **{
+        name: settings
+        | {"data": BenchmarkSettings.model_validate({"name": name}), "tde": TdeSettings(fixed_alpha=3.0), "seeds": 1}
+        for name, settings in PHOTOS.items()
+    },
+    "own": OWN,
 }
 
 # Kang et al.: the learning rate restarted, taken to 0 by half a cosine over 10 epochs (LWS: 5), class-aware sampling.
@@ -119,6 +177,7 @@ SECOND_CHANGES: dict[str, dict[str, Any]] = {
         "max_norm": 1.0,
     },
 }
+SECOND_EPOCHS = {("inaturalist-2018", "crt"): 30}  # of the authors' configuration; the paper says 10
 SLOW = ("fine-tune-slow", "oltr")
 SECOND_STAGES = tuple(name for name, method in METHODS.items() if method.adjust == "second-stage")
 
@@ -135,7 +194,7 @@ def second_stage(data: str, method: str, first: StageSettings | None = None) -> 
     stored = METHODS[method].on == "features"
     stage = StageSettings(
         name=method,
-        epochs=5 if method.startswith("lws") else 10,
+        epochs=SECOND_EPOCHS.get((data, method), 5 if method.startswith("lws") else 10),
         batch_size=first.batch_size,
         learning_rate=first.learning_rate * (0.1 if method in SLOW else 1.0),
         weight_decay=first.weight_decay,
@@ -161,23 +220,40 @@ def _rival(data: str, method: str, title: str, adjusters: Sequence[str] = (), *,
 def _rivals_of(data: str) -> list[Recipe]:
     """Each in the setting of the data's own recipes; on CIFAR-LT in its published one, too."""
     rivals = [
-        *(_rival(data, name, name) for name in RIVALS),
+        *(_rival(data, name, name) for name in rivals_of(data)),
         _rival(data, "weight-decay", "weight-balancing", ("weight-balancing",)),
         _rival(data, "glmc", "glmc-max-norm", ("weight-balancing",)),  # Du et al.'s last row
     ]
-    if data != "digits-lt":
-        rivals += [_rival(data, name, f"{name}-published", published=True) for name in RIVALS]
+    if data in CIFARS:
+        rivals += [_rival(data, name, f"{name}-published", published=True) for name in ("joint", *RIVALS)]
         balanced = "weight-balancing-published"
         rivals += [_rival(data, "weight-decay", balanced, ("weight-balancing",), published=True)]
     return rivals
 
 
+def _classifier(data: str, own: str) -> ClassifierSettings | None:
+    """Of a method's own row; on photographs the feature average follows the learning rate, as in the authors' code."""
+    settings = CLASSIFIERS.get(own)
+    if data in PHOTOS and settings is not None and hasattr(settings, "momentum"):
+        return settings.model_copy(update={"momentum": "follow-lr"})
+    return settings
+
+
+def rivals_of(data: str) -> list[str]:
+    """Those that this data's backbone can be trained by: BBN needs one with two branches.
+
+    >>> "bbn" in rivals_of("cifar10-lt"), "bbn" in rivals_of("imagenet-lt")
+    (True, False)
+    """
+    return [name for name in RIVALS if name != "bbn" or data == "digits-lt" or data in CIFARS]
+
+
 def _recipe(data: str, title: str, own: str, adjusters: Sequence[str], **settings: object) -> Recipe:
-    name, ratio = f"{data}/{title}", DATA[data]["data"].imbalance_ratio
+    name, ratio = f"{data}/{title}", getattr(DATA[data]["data"], "imbalance_ratio", None)
     second = {method: second_stage(data, method) for method in adjusters if method in SECOND_STAGES}
     return Recipe.model_validate(
         DATA[data]
-        | {"name": name, "classifier": CLASSIFIERS.get(own), "methods": (own, *adjusters), "second": second}
+        | {"name": name, "classifier": _classifier(data, own), "methods": (own, *adjusters), "second": second}
         # a rival's number is of its own setting
         | {"published": () if title in RIVALS else published(data, ratio, (own, *adjusters))}
         | settings
@@ -186,6 +262,7 @@ def _recipe(data: str, title: str, own: str, adjusters: Sequence[str], **setting
 
 DECOUPLING = ("ncm", "tau-norm", "crt", "lws")  # beside joint, the rows of Kang et al.'s Fig. 1
 SAMPLERS = ("square-root", "class-balanced", "progressive")  # beside instance-balanced, its columns
+MOMENTA = (0.0, 0.5, 0.8, 0.95, 0.98)  # beside the recipes' own 0.9: Tang et al. 2020, Fig. 1c
 STARTS = {
     "cosine-tde": "cosine",
     "capsule-tde": "capsule",
@@ -196,6 +273,20 @@ STARTS = {
 # Found on digits-lt, on val alone (docs/pitfalls.md): a normalized classifier needs long steps and no decay.
 ADAMW = {"optimizer": "adamw", "learning_rate": 0.1, "beta2": 0.99, "weight_decay": 0.0}
 RIVAL_ADJUSTERS = ("logit-adjustment", "fslwf", "oltr", "decouple-oltr", "weight-balancing")
+
+
+def _by_momentum(data: str, *, matched: bool) -> list[Recipe]:
+    """The linear classifier under other momenta. matched: the learning rate goes with 1 - momentum, so that the steps
+    are as long in the long run; else momentum changes their length, too.
+    """
+    joint: StageSettings = DATA[data]["stages"][0]
+    recipes = []
+    for momentum in MOMENTA:
+        rate = joint.learning_rate * (1 - momentum) / (1 - joint.momentum) if matched else joint.learning_rate
+        stage = joint.model_copy(update={"momentum": momentum, "learning_rate": round(rate, 10)})
+        title = f"linear-momentum-{100 * momentum:.0f}{'-matched' * matched}"
+        recipes.append(_recipe(data, title, "linear", (), stages=(stage,), published=()))
+    return recipes
 
 
 def _recipes_of(data: str) -> list[Recipe]:
@@ -218,6 +309,8 @@ def _recipes_of(data: str) -> list[Recipe]:
         *adjusting,
         _recipe(data, "decoupling", "joint", DECOUPLING),
         *by_sampler,
+        *_by_momentum(data, matched=False),
+        *_by_momentum(data, matched=True),
         _recipe(data, "fine-tuning", "joint", ("fine-tune", "fine-tune-slow", "fine-tune-last-block", "crt")),
         _recipe(data, "decoupling-all", "joint", [row for row in adjusters_of("linear") if row not in RIVAL_ADJUSTERS]),
         *(
@@ -236,18 +329,19 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for data in DATA for recipe in
 SUITE_MEMBERS: dict[str, tuple[str, ...]] = {
     "": ("linear", "decoupling", "cosine-tde", "capsule-tde", "tde"),
     "/kang-figure-1": ("decoupling", *(f"decoupling-{sampler}" for sampler in SAMPLERS)),
+    "/momentum": ("linear", *(f"linear-momentum-{100 * value:.0f}" for value in MOMENTA)),
+    "/momentum-matched": ("linear", *(f"linear-momentum-{100 * value:.0f}-matched" for value in MOMENTA)),
     "/all": ("linear", "decoupling-all", "cosine-tde", "capsule-tde", "tde"),
     "/rivals": ("memory", *(name for name in RIVALS if name != "weight-decay"), "weight-balancing", "fslwf", "tde"),
 }
 SUITES: dict[str, tuple[str, ...]] = {
-    f"{data}{suite}": tuple(f"{data}/{member}" for member in members)
+    f"{data}{suite}": tuple(f"{data}/{member}" for member in members if f"{data}/{member}" in RECIPES)
     for data in DATA
     for suite, members in SUITE_MEMBERS.items()
 }
 TABLE_3 = ("focal", "mixup", "class-balanced-focal", "ldam-drw", "bbn")  # in BBN's setting, as Tang et al. quote them
 SUITES |= {
-    f"{data}/tang-table-3": (*(f"{data}/{name}-published" for name in TABLE_3), f"{data}/tde")
-    for data in ("cifar10-lt", "cifar100-lt")
+    f"{data}/tang-table-3": (*(f"{data}/{name}-published" for name in TABLE_3), f"{data}/tde") for data in CIFARS
 }
 
 

@@ -5,11 +5,12 @@ from typing import Any, Literal, get_args
 
 from tailwise import checks
 from tailwise.adjust import fold_linear, fold_tde
+from tailwise.backbones import FrozenNet
 from tailwise.classifiers import FoldedClassifier, LinearClassifier, MlpClassifier, NormalizedClassifier
 from tailwise.export import model_card, new_folder, write_onnx, write_program, write_weights
 from tailwise.recipes import runs
 from tailwise.recipes.adjusters import adjusted
-from tailwise.recipes.build import IMAGES
+from tailwise.recipes.build_data import images_of
 from tailwise.recipes.deployed import CONFIG, WEIGHTS, DeployedModel
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.rows import Row
@@ -42,7 +43,7 @@ def adjusted_model(trained: Trained, method: str, asked: Asked = AS_IT_IS) -> tu
 
 def deployed(trained: Trained, model: Recognizer) -> DeployedModel:
     """A model of this run as it is deployed, with the run's normalization and class names, in eval mode."""
-    shape, normalize = IMAGES[trained.recipe.data.name]
+    shape, normalize, _ = images_of(trained.recipe)
     classifier = model.classifier
     kind: dict[str, Any]
     if isinstance(classifier, MlpClassifier):
@@ -63,7 +64,8 @@ def deployed(trained: Trained, model: Recognizer) -> DeployedModel:
         std=normalize.std,
         **kind,
     )
-    load_state(whole.backbone, model.backbone.state_dict())
+    backbone = model.backbone.net if isinstance(model.backbone, FrozenNet) else model.backbone
+    load_state(whole.backbone, backbone.state_dict())
     load_state(whole.classifier, classifier.state_dict())
     return whole.eval()
 
@@ -97,6 +99,6 @@ def export(trained: Trained, method: str, asked: Asked, kind: str, out: Path | N
         else:
             write_weights(model, folder / WEIGHTS)
         runs.write_json(folder / CONFIG, model.config)
-        settings = runs.flat(trained.recipe.model_dump(mode="json"))
+        settings = runs.flat(trained.recipe.recorded())
         runs.write_text(folder / "README.md", model_card(trained.about, row, method, settings))
     return path

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tailwise import checks
 from tailwise.classifiers import FoldedClassifier, MlpClassifier
 from tailwise.recipes import runs
-from tailwise.recipes.build import BACKBONES
+from tailwise.recipes.build_backbone import build_backbone
+from tailwise.recipes.schema import BackboneSettings
 from tailwise.shapes import Float, UInt8
 from tailwise.train import load_state
 
@@ -73,8 +74,9 @@ class DeployedModel(nn.Module):
         self.scale = scale
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1))
-        self.backbone = BACKBONES[checks.choice("backbone", backbone, BACKBONES)]()
+        self.backbone = build_backbone(BackboneSettings(name=backbone), size=image_shape[1])
         width, num_classes = self.backbone.num_features, len(class_names)
+        assert isinstance(width, int)
         self.classifier: nn.Module
         if mlp is None:
             self.classifier = FoldedClassifier(

@@ -4,9 +4,10 @@ import contextlib
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,25 +20,28 @@ from tailwise.recipes import runs
 from tailwise.recipes.adjusters import choice_of, sweep
 from tailwise.recipes.build import (
     build_compute,
-    build_data,
     build_model,
     cpu_threads,
     find_device,
-    subset_seed_of,
     take_over_scale,
 )
+from tailwise.recipes.build_data import build_data, subset_seed_of
 from tailwise.recipes.build_stages import build_load, build_stages, build_view
+from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.methods import METHODS, tde_of
 from tailwise.recipes.resume import Log, Place, fit_kept
 from tailwise.recipes.rows import Row
-from tailwise.recipes.schema import Recipe
+from tailwise.recipes.schema import Recipe, as_recorded
 from tailwise.recipes.second import epochs_on_images, try_second_stage
+from tailwise.recipes.stores import first_image
 from tailwise.recipes.trained import Trained
 from tailwise.recipes.watch import Val, Watch
 from tailwise.recognizer import Recognizer
 from tailwise.seeds import mixed_seed
 from tailwise.train import EpochEnd, compiler_works, load_checkpoint, load_state, save_checkpoint
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, DetectionRecipe)
 
 
 def train(
@@ -50,6 +54,7 @@ def train(
     device: str = "auto",
     resume: bool = False,
     save_every: float = 60.0,
+    until: float | None = None,
 ) -> list[runs.Run]:
     """Train every recipe with every seed; one recipe goes to `folder`, several each to a sub-folder of it.
 
@@ -61,9 +66,11 @@ def train(
         resume: leave out the seeds that are complete, go on with the one that is not. The results are, bit for bit,
             those of a run that was never stopped.
         save_every: seconds between two snapshots: at most that much training is lost.
+        until: when to stop, with a snapshot, on the clock of `time.monotonic`; None is never.
 
     Raises:
         InputError: anything in recipes, data or folder that will not do; a run of other settings to go on with.
+        OutOfTime: it was not done by then; `resume` goes on.
     """
     checks.number("save_every", save_every, at_least=0)
     where = find_device(device)
@@ -74,6 +81,7 @@ def train(
             _try_one_image(recipe, model, data)
             build_stages(recipe.stages, recipe, model, data, seeds[0])
             build_view(recipe.stages[0], model)
+            build_load(recipe.stages, data, seeds[0])
             for method in recipe.methods[1:]:
                 if method in recipe.second:
                     try_second_stage(recipe, method, model, data)
@@ -82,9 +90,11 @@ def train(
     folders = {recipe.name: folder if len(recipes) == 1 else folder / recipe.title for recipe in recipes}
     if resume:
         for recipe in recipes:
-            _check_same(recipe, folders[recipe.name] / runs.RECIPE)
-    how = How(data_dir, watch, where, resume, save_every)
-    return [_train_seeds(recipe, seeds, folders[recipe.name], how) for recipe in recipes]
+            check_same(recipe, folders[recipe.name] / runs.RECIPE)
+    how = How(data_dir, watch, where, resume, save_every, until)
+    for recipe in recipes:
+        train_seeds(recipe, seeds, folders[recipe.name], how, runs.FORMAT, _trained_one)
+    return [runs.open_run(folders[recipe.name]) for recipe in recipes]
 
 
 @dataclass(frozen=True)
@@ -96,13 +106,15 @@ class How:
     device: torch.device
     resume: bool
     save_every: float
+    until: float | None
 
 
-def _check_same(recipe: Recipe, path: Path) -> None:
+def check_same(recipe: Recipe | DetectionRecipe, path: Path) -> None:
+    """Raises InputError where a run that is to go on was begun with other settings."""
     if not path.exists():
         return
-    there = runs.flat(runs.read_json(path).get("recipe"))
-    here = runs.flat(recipe.model_dump(mode="json"))
+    there = runs.flat(as_recorded(runs.read_json(path).get("recipe")))
+    here = runs.flat(recipe.recorded())
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key):
             raise checks.InputError(
@@ -111,17 +123,31 @@ def _check_same(recipe: Recipe, path: Path) -> None:
 
 
 def _try_one_image(recipe: Recipe, model: Recognizer, data: LongTailedData) -> None:
+    image = first_image(data)
     try:
         with torch.no_grad():
-            model.eval()(data.normalize(data.train.images[:1]))
+            model.eval()(image)
     except (RuntimeError, TypeError) as error:
-        shape = list(data.train.images.shape[1:])
+        shape = list(image.shape[1:])
         raise checks.InputError(
             f"backbone.name: expected a network for images of shape {shape}, got {recipe.backbone.name}"
         ) from error
 
 
-def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, how: How) -> runs.Run:
+def train_seeds(
+    recipe: AnyRecipe,
+    seeds: Sequence[int],
+    folder: Path,
+    how: How,
+    fmt: str,
+    train_one: Callable[[AnyRecipe, int, Path, str, How], tuple[str, Mapping[str, Mapping[str, Any]]]],
+) -> None:
+    """Every seed of a recipe, each into a folder of its own.
+
+    Args:
+        fmt: what kind of run it is, as recipe.json says.
+        train_one: (recipe, seed, its folder, label, how) -> a line to say of it, and its rows.
+    """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,10 +155,10 @@ def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, how: How) -
         raise checks.InputError(f"out: cannot make {folder} ({error.strerror})") from error
     try:
         if ranks.is_main():
-            runs.write_json(folder / runs.RECIPE, {"format": runs.FORMAT, "recipe": recipe.model_dump(mode="json")})
+            runs.write_json(folder / runs.RECIPE, {"format": fmt, "recipe": recipe.recorded()})
         for seed in seeds:
             if not ranks.agree(how.resume and (folder / f"seed-{seed}" / runs.RESULTS).exists()):
-                _train_one(recipe, seed, folder / f"seed-{seed}", how)
+                _watched(recipe, seed, folder / f"seed-{seed}", how, train_one)
     except BaseException:
         if not any(folder.glob("seed-*")):  # nothing to keep: leave no trace
             (folder / runs.RECIPE).unlink(missing_ok=True)
@@ -140,13 +166,18 @@ def _train_seeds(recipe: Recipe, seeds: Sequence[int], folder: Path, how: How) -
                 for path in made:
                     path.rmdir()
         raise
-    return runs.open_run(folder)
 
 
-def _train_one(recipe: Recipe, seed: int, folder: Path, how: How) -> None:
+def _watched(
+    recipe: AnyRecipe,
+    seed: int,
+    folder: Path,
+    how: How,
+    train_one: Callable[[AnyRecipe, int, Path, str, How], tuple[str, Mapping[str, Mapping[str, Any]]]],
+) -> None:
     label = f"{recipe.name} seed {seed}"
     try:
-        line, rows = _trained_one(recipe, seed, folder, label, how)
+        line, rows = train_one(recipe, seed, folder, label, how)
     except BaseException:
         how.watch.stopped(kept=runs.partial(folder).exists())
         raise
@@ -158,7 +189,7 @@ def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) 
     data = build_data(recipe, seed, how.data_dir).to(how.device)
     with cpu_threads(recipe), torch.random.fork_rng(devices=[]), runs.unfinished_folder(folder) as written:
         about = {
-            "recipe": recipe.model_dump(mode="json"),
+            "recipe": recipe.recorded(),
             "seed": seed,
             "subset_seed": subset_seed_of(recipe, seed),
             "subset_hash": data.subset_hash,
@@ -166,7 +197,8 @@ def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) 
             "counts": list(data.counts.per_class),
             "published_counts": list(data.published_counts.per_class),
             "class_names": list(data.class_names),
-            "versions": versions(recipe, how.device),
+            "versions": versions(how.device, compiled=recipe.compute.compile),
+            **({"left_out": list(data.left_out)} if data.left_out else {}),
         }
         log = Log(written / runs.LOG)
         epochs = {"first": sum(stage.epochs for stage in recipe.stages)}
@@ -180,7 +212,7 @@ def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) 
             """Of the first stages' training, or of a method's second stage."""
             order = ["first", *recipe.methods]
             before = sum(epochs[name] for name in order[: order.index(training)])
-            return Place(written / f"last-{training}.safetensors", how.save_every, log, before, about)
+            return Place(written / f"last-{training}.safetensors", how.save_every, log, before, about, how.until)
 
         torch.manual_seed(mixed_seed(seed))
         model = build_model(recipe, data.counts.num_classes)
@@ -228,7 +260,7 @@ def _score(recipe: Recipe, data: LongTailedData) -> Callable[[nn.Module, Store],
     return score
 
 
-def versions(recipe: Recipe, device: torch.device) -> dict[str, str]:
+def versions(device: torch.device, *, compiled: bool) -> dict[str, str]:
     """What a number depends on beside recipe and data."""
     return {
         "tailwise": importlib.metadata.version("tailwise"),
@@ -236,7 +268,7 @@ def versions(recipe: Recipe, device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "compiled": str(recipe.compute.compile and compiler_works(device.type)),
+        "compiled": str(compiled and compiler_works(device.type)),
         "threads": str(torch.get_num_threads()),
         "processes": str(ranks.count()),
     }

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -12,6 +13,36 @@ from tailwise.recipes.schema import Recipe
 from tailwise.recipes.stores import predict_split
 from tailwise.recipes.watch import Val
 from tailwise.recognizer import Recognizer
+
+
+@runtime_checkable
+class Keep(Protocol):
+    """Which epoch's weights stay. The four values, and the weights so far, are part of every snapshot."""
+
+    epoch: int
+    best_epoch: int
+    best: float
+    state: dict[str, Tensor]
+
+    def consider(self) -> Val | None:
+        """What there is to say of one more epoch."""
+
+    def restore(self) -> int:
+        """Put the weights that stay in place; returns their epoch."""
+
+
+class LastEpoch:
+    """The last weights, as published settings have it."""
+
+    def __init__(self) -> None:
+        self.epoch, self.best_epoch, self.best = 0, 0, -1.0
+        self.state: dict[str, Tensor] = {}
+
+    def consider(self) -> None:
+        self.epoch += 1
+
+    def restore(self) -> int:
+        return self.epoch
 
 
 class BestOnVal:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from tailwise.evaluate import metric
 from tailwise.recipes import runs
 from tailwise.recipes.adjusters import strength_name, sweep
 from tailwise.recipes.build import build_model, find_device, take_over_scale
+from tailwise.recipes.resume import Log, Place
 from tailwise.recipes.rows import row_of
-from tailwise.recipes.schema import Recipe
+from tailwise.recipes.schema import Recipe, as_recorded
 from tailwise.recipes.second import adjusted_path, epochs_on_images, load_adjusted
 from tailwise.recipes.trained import AS_IT_IS, Asked, Trained, trained_data
-from tailwise.recipes.watch import Silent, Watch, epoch_record
+from tailwise.recipes.watch import Silent, Val, Watch, epoch_record
 from tailwise.recognizer import Recognizer
-from tailwise.train import Checkpoint, load_checkpoint, load_state
+from tailwise.train import Checkpoint, EpochEnd, load_checkpoint, load_state
 
 
 def load_model(folder: Path | str, method: str | None = None) -> Recognizer:
@@ -77,28 +79,52 @@ def adjust(
     method: str,
     asked: Asked = AS_IT_IS,
     watch: Watch = Silent(),  # noqa: B008  # stateless
+    *,
+    save_every: float | None = None,
+    until: float | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Make a method's adjusted model and keep it beside the checkpoint; returns the result and the file.
 
-    The result has two rows, the classifier's own and the adjusted. Errors as in `measure`.
+    The result has two rows, the classifier's own and the adjusted.
+
+    Args:
+        save_every: seconds between two snapshots of a second stage on images, from the last of which it goes on when
+            called again; None keeps none.
+        until: when to stop with a snapshot, as in `experiment.train`.
+
+    Raises:
+        InputError: as `measure`.
+        OutOfTime: the second stage was not done by then.
     """
     own, recipe = trained.recipe.methods[0], trained.recipe
     label, epochs = f"{recipe.name} seed {trained.seed}, {method}", epochs_on_images(recipe, method)
     numbers = itertools.count(1)
     settings = {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.recorded(),
         "seed": trained.seed,
         "method": method,
         "subset_hash": trained.about["subset_hash"],
         "of": trained.digest,
     }
+    place = None
+    if epochs and save_every is not None:
+        log = Log(trained.folder / f"last-{method}.jsonl")
+        place = Place(trained.folder / f"last-{method}.safetensors", save_every, log, 0, settings, until)
+        trained = replace(trained, place=lambda _: place)
+
+    def on_epoch(end: EpochEnd, val: Val | None) -> None:
+        watch.epoch(log.write(end, val) if place else epoch_record(next(numbers), end, val))
+
     try:
         if epochs:
             watch.begin(label, epochs, settings, trained.folder)
-        row, path = trained.adjust(method, asked, lambda end, val: watch.epoch(epoch_record(next(numbers), end, val)))
+        row, path = trained.adjust(method, asked, on_epoch)
     except BaseException:
-        watch.stopped(kept=False)  # no snapshots are kept of it
+        watch.stopped(kept=place is not None and place.path.exists())
         raise
+    if place:
+        for left in (place.path, log.path):
+            left.unlink(missing_ok=True)
     if epochs:
         watch.done(label, f"test {row['all']:.1f}", {method: row})
     results = runs.read_json(trained.folder / runs.RESULTS)  # what `compare` reads
@@ -173,10 +199,10 @@ def _result(trained: Trained, rows: dict[str, Any]) -> dict[str, Any]:
 
 def _load(recipe: Recipe, path: Path) -> tuple[Recognizer, Checkpoint]:
     checkpoint = load_checkpoint(path)
-    if checkpoint.meta.get("recipe") != recipe.model_dump(mode="json"):
+    if as_recorded(checkpoint.meta.get("recipe")) != recipe.recorded():
         raise checks.InputError(f"{path}: expected a checkpoint of the run's {runs.RECIPE}, got one of other settings")
     with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: leave the caller's random state alone
-        model = build_model(recipe, len(checkpoint.meta["counts"]))
+        model = build_model(recipe, len(checkpoint.meta["counts"]), fetch=False)
     load_state(model, checkpoint.state)
     take_over_scale(recipe, model)
     return model.eval(), checkpoint

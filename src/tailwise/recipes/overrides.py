@@ -2,19 +2,22 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from tailwise import checks
+from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.schema import Recipe
 
+SHORT = {"backbone": "backbone.name"}  # backbone=resnet50
+AnyRecipe = TypeVar("AnyRecipe", Recipe, DetectionRecipe)
 FIXED = ("name", "published")  # what a recipe is, not how it is set
 WHOLE = ("schedule", "loss", "step")  # may also be given whole: by kind, with its defaults, or as a JSON object
 
 
-def override(recipes: Sequence[Recipe], assignments: Sequence[str]) -> list[Recipe]:
+def override(recipes: Sequence[AnyRecipe], assignments: Sequence[str]) -> list[AnyRecipe]:
     """The recipes with each "key=value" applied where the recipe has that key.
 
     Args:
@@ -35,6 +38,7 @@ def override(recipes: Sequence[Recipe], assignments: Sequence[str]) -> list[Reci
     every_key = {key for known in keys.values() for key in known}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
+        key = SHORT.get(key, key)
         if not equals:
             raise checks.InputError(f"override: expected key=value, got '{assignment}'")
         if key not in every_key:
@@ -60,7 +64,7 @@ def override_after_training(recipe: Recipe, method: str, assignments: Sequence[s
     return override([recipe], assignments)[0]
 
 
-def _apply(recipe: Recipe, pairs: list[tuple[str, Any]]) -> Recipe:
+def _apply(recipe: AnyRecipe, pairs: list[tuple[str, Any]]) -> AnyRecipe:
     settings = recipe.model_dump(mode="json")
     for key, value in pairs:
         *parents, last = key.split(".")
@@ -71,7 +75,7 @@ def _apply(recipe: Recipe, pairs: list[tuple[str, Any]]) -> Recipe:
             place.clear()  # another kind has other settings: start from its defaults
         place[last] = value
     try:
-        return Recipe.model_validate(settings)
+        return type(recipe).model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":  # our own, and complete
@@ -83,7 +87,7 @@ def _apply(recipe: Recipe, pairs: list[tuple[str, Any]]) -> Recipe:
         raise checks.InputError(f"{path}: {_lower(first['msg'])}, got {first['input']!r}") from error
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def _settings(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
     return {key: value for key, value in recipe.model_dump(mode="json").items() if key not in FIXED}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tailwise import checks
 from tailwise.adjust import (
-    choose_with_interval,
+    choose_method,
     cross_fitted_predictions,
     fit_crt,
     fit_lws,
@@ -30,16 +30,21 @@ from tailwise.classifiers import FoldedClassifier, LinearClassifier
 from tailwise.counts import ClassCounts
 from tailwise.train import save_checkpoint
 
+FOLDS = 5
 METHODS = ("plain", "la", "tau-norm", "lws", "crt", "ncm", "tde")
 
 
 @dataclass(frozen=True)
 class PlainModel:
-    """The last layer as trained, and features [N, D] with labels [N], best of images that it was not trained on."""
+    """The last layer as trained, and features [N, D] with labels [N] to adjust it on.
+
+    val: features and labels to choose on, of other images, best unseen by the layer; None is folds of the first.
+    """
 
     classifier: LinearClassifier
     features: Tensor
     labels: Tensor
+    val: tuple[Tensor, Tensor] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -55,8 +60,10 @@ class Result:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def read_plain(weights: Path, features: Path, labels: Path) -> PlainModel:
-    """Read .npy, .npz or .safetensors files.
+def read_plain(
+    weights: Path, features: Path, labels: Path, val_features: Path | None = None, val_labels: Path | None = None
+) -> PlainModel:
+    """Read .npy, .npz or .safetensors files; both of val or neither.
 
     weights: "weight" [C, D] and, if there is one, "bias" [C]; names that end so will do where they are the only ones.
 
@@ -66,31 +73,41 @@ def read_plain(weights: Path, features: Path, labels: Path) -> PlainModel:
     arrays = _arrays(weights)
     name, weight = _named(weights, arrays, "weight", dims=2)
     bias = arrays.get(name.removesuffix("weight") + "bias")
-    x, y = (
-        _named(features, _arrays(features), "features", dims=2)[1],
-        _named(labels, _arrays(labels), "labels", dims=1)[1],
-    )
-    if x.shape[1] != weight.shape[1] or len(x) != len(y) or (bias is not None and bias.shape != weight.shape[:1]):
-        raise checks.InputError(
-            f"{features}: expected features [N, {weight.shape[1]}], N labels and a bias [{len(weight)}] or none, got "
-            f"features {list(x.shape)}, labels {list(y.shape)}, bias {None if bias is None else list(bias.shape)}"
-        )
-    if not np.issubdtype(y.dtype, np.integer):
-        raise checks.InputError(f"{labels}: expected whole numbers, got {y.dtype}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise checks.InputError(f"{weights}: expected a bias [{len(weight)}] or none, got {list(bias.shape)}")
+    train = _samples(features, labels, weight.shape)
+    if (val_features is None) != (val_labels is None):
+        raise checks.InputError("val: expected features and labels of it or neither, got one of them")
+    val = _samples(val_features, val_labels, weight.shape) if val_features and val_labels else None
     classifier = LinearClassifier(weight.shape[1], len(weight), bias=bias is not None)
     for given, parameter in ((weight, classifier.weight), (bias, classifier.bias)):
         if given is not None and parameter is not None:
             checks.finite(str(weights), given)
             parameter.data.copy_(torch.from_numpy(given.astype(np.float32)))
-    return PlainModel(classifier, torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64)))
+    return PlainModel(classifier, *train, val)
+
+
+def _samples(features: Path, labels: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    x = _named(features, _arrays(features), "features", dims=2)[1]
+    y = _named(labels, _arrays(labels), "labels", dims=1)[1]
+    if x.shape[1] != shape[1] or len(x) != len(y) or not len(x):
+        raise checks.InputError(
+            f"{features}: expected features [N, {shape[1]}] and N labels, got {list(x.shape)} and {list(y.shape)}"
+        )
+    if not np.issubdtype(y.dtype, np.integer):
+        raise checks.InputError(f"{labels}: expected whole numbers, got {y.dtype}")
+    checks.finite(str(features), x)
+    checks.labels_in_range(str(labels), y, shape[0])
+    return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
 
 
 def adjust_plain(model: PlainModel, method: str, *, strength: float | None = None, seed: int = 0) -> Result:
     """Adjust a plain model's last layer.
 
     "la" subtracts strength (1) times log prior; "tau-norm" has strength for its power (None: learned); "lws", "crt" and
-    "ncm" are trained on the features; "tde" is a heuristic here, see `fold_mean_direction`. "auto" takes the method of
-    the highest mean per-class accuracy on five cross-fitted folds; the model itself, "plain", among them.
+    "ncm" are trained on the features; "tde" is a heuristic here, see `fold_mean_direction`. "auto" is
+    `choose_method` by mean per-class accuracy on val, or on five cross-fitted folds where there is none; the model
+    itself, "plain", comes first.
 
     Raises:
         InputError: an unknown method, a strength that "auto" or the method has no use for.
@@ -107,19 +124,22 @@ def adjust_plain(model: PlainModel, method: str, *, strength: float | None = Non
     def predict(classifiers: Any, x: Tensor) -> NDArray[np.int64]:
         return np.stack([classifier(x).argmax(dim=1).numpy() for classifier in classifiers])
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a fold may lack a class that all of the data has
-        predicted = cross_fitted_predictions(model.features, model.labels, model.num_classes, fit, predict, seed=seed)
-    scores = {
-        name: choose_with_interval((0.0,), row[None], model.labels.numpy(), seed=seed)
-        for name, row in zip(METHODS, predicted, strict=True)
-    }
-    best = max(scores, key=lambda name: scores[name].score or 0.0)
+    if model.val is None:
+        chosen_on, truth = f"{FOLDS} folds of the features, cross-fitted", model.labels.numpy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a fold may lack a class that all of the data has
+            predicted = cross_fitted_predictions(
+                model.features, model.labels, model.num_classes, fit, predict, folds=FOLDS, seed=seed
+            )
+    else:
+        chosen_on, truth = f"{len(model.val[1])} validation features", model.val[1].numpy()
+        predicted = predict(fit(model.features, model.labels), model.val[0])
+    best, scores = choose_method(METHODS, predicted, truth, seed=seed)
     result = _adjusted(model, best, model.features, model.labels, None, seed)
     told = {
         name: {"score": chosen.score, "interval": list(chosen.score_interval or ())} for name, chosen in scores.items()
     }
-    return Result(best, result.classifier, result.notes | {"scores": told})
+    return Result(best, result.classifier, result.notes | {"chosen_on": chosen_on, "scores": told})
 
 
 def write_plain(result: Result, path: Path) -> None:

@@ -11,12 +11,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tailwise import checks
-from tailwise.data.files import SUFFIXES, read_image
-from tailwise.recipes.build import IMAGES, PREDICT_BATCH, find_device
+from tailwise.data.files import SUFFIXES, decoded, read_file, read_image
+from tailwise.data.transforms import CentreView
+from tailwise.recipes.build import find_device
+from tailwise.recipes.build_data import images_of
 from tailwise.recipes.deploy import adjusted_model
 from tailwise.recipes.trained import Asked, Trained
 from tailwise.recognizer import Recognizer
 
+PREDICT_BATCH = 100
 FEATURES = (".npz", ".safetensors")
 Record = dict[str, Any]
 
@@ -113,11 +116,11 @@ class Pair:
 
 
 def _records(trained: Trained, pair: Pair, paths: Sequence[Path], failures: Failures) -> Iterator[Record]:
-    shape, normalize = IMAGES[trained.recipe.data.name]
+    shape, normalize, view = images_of(trained.recipe)
     files = list(_files(paths))
     for start in range(0, len(files), PREDICT_BATCH):
         some = files[start : start + PREDICT_BATCH]
-        read = [_read(path, shape, normalize.scale) for path in some]
+        read = [_read(path, shape, normalize.scale, view) for path in some]
         images = [content for content in read if isinstance(content, Tensor) and content.dtype == torch.uint8]
         predicted = pair.of_images(normalize(torch.stack(images))) if images else iter(())
         for path, content in zip(some, read, strict=True):
@@ -133,12 +136,14 @@ def _records(trained: Trained, pair: Pair, paths: Sequence[Path], failures: Fail
                 yield failures.record(path, error)
 
 
-def _read(path: Path, shape: tuple[int, int, int], scale: float) -> Tensor | checks.InputError:
-    """An image as bytes, features as float32, or why there is neither."""
+def _read(path: Path, shape: tuple[int, int, int], scale: float, view: CentreView | None) -> Tensor | checks.InputError:
+    """An image as bytes, as the network was tested on, features as float32, or why there is neither."""
     try:
         if path.is_dir():
             raise checks.InputError(f"{path}: expected images in this folder, got none")
-        return _features(path) if path.suffix in FEATURES else read_image(path, shape, scale)
+        if path.suffix in FEATURES:
+            return _features(path)
+        return view(decoded(read_file(path), str(path))) if view else read_image(path, shape, scale)
     except checks.InputError as error:
         return error
 

@@ -112,7 +112,7 @@ def published_table(paper: str, number: int) -> Table:
     return numbered[paper, number]
 
 
-def published(data: str, imbalance_ratio: float, methods: Sequence[str]) -> tuple[Published, ...]:
+def published(data: str, imbalance_ratio: float | None, methods: Sequence[str]) -> tuple[Published, ...]:
     """What the papers print for these methods on this data, over all classes, where a recipe of ours reports them.
 
     The first table that has a method speaks for it.
@@ -122,7 +122,8 @@ def published(data: str, imbalance_ratio: float, methods: Sequence[str]) -> tupl
     """
     found: dict[str, Published] = {}
     for table in published_tables():
-        source = f"{table.paper}, Table {table.number}, ratio {imbalance_ratio:g}"
+        ratio = "" if imbalance_ratio is None else f", ratio {imbalance_ratio:g}"
+        source = f"{table.paper}, Table {table.number}{ratio}"
         for cell in table.cells if table.number else ():
             here = (cell.data, cell.imbalance_ratio, cell.metric) == (data, imbalance_ratio, "all")
             if here and cell.recipe and cell.method:

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tailwise import checks, ranks
-from tailwise.recipes.keep import BestOnVal
+from tailwise.recipes.keep import Keep
 from tailwise.recipes.runs import flat, write_text
+from tailwise.recipes.schema import as_recorded
 from tailwise.recipes.watch import Val, epoch_record
 from tailwise.train import (
     Batches,
@@ -58,31 +59,44 @@ class Log:
         write_text(self.path, "".join(kept))
 
 
+class OutOfTime(Exception):  # noqa: N818  # no error: as KeyboardInterrupt, it ends what can go on
+    """The time given for training is over; a snapshot is written."""
+
+
 class Place:
     """Where the snapshots of one stage's training are kept.
 
     path: the file. every: seconds between two of them. log: cut back to where the snapshot was taken. before: lines of
     the log that were there before this training. about: what a snapshot must have been made by to be gone on from.
+    until: when to stop, on the clock of `time.monotonic`; None is never.
     """
 
-    def __init__(self, path: Path, every: float, log: Log, before: int, about: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, every: float, log: Log, before: int, about: dict[str, Any], until: float | None = None
+    ) -> None:
         self.path, self.every, self.log, self.before, self.about = path, every, log, before, about
+        self.until = until
         self.saved = time.monotonic()
         self.interrupted = False
 
-    def save_if_due(self, take: Callable[[], Snapshot], keep: BestOnVal) -> None:
-        """Write a snapshot, with the best weights so far, if the last one is old enough or the user wants to stop.
+    def save_if_due(self, take: Callable[[], Snapshot], keep: Keep) -> None:
+        """Write a snapshot, with the best weights so far, if the last one is old enough or it is time to stop.
 
         Raises:
             KeyboardInterrupt: the user wants to stop, and the snapshot is written.
+            OutOfTime: the time is over, and the snapshot is written.
         """
-        due, interrupted = ranks.agree((time.monotonic() - self.saved >= self.every, self.interrupted))
-        if due or interrupted:
+        now = time.monotonic()
+        over = self.until is not None and now >= self.until
+        due, interrupted, over = ranks.agree((now - self.saved >= self.every, self.interrupted, over))
+        if due or interrupted or over:
             self._save(take, keep)
         if interrupted:
             raise KeyboardInterrupt
+        if over:
+            raise OutOfTime
 
-    def _save(self, take: Callable[[], Snapshot], keep: BestOnVal) -> None:
+    def _save(self, take: Callable[[], Snapshot], keep: Keep) -> None:
         self.saved = time.monotonic()
         snapshot = take()
         if not ranks.is_main():
@@ -92,7 +106,7 @@ class Place:
         meta = {"about": self.about, "progress": snapshot.progress, "kept": kept, "log": len(self.log)}
         save_checkpoint(self.path, tensors, meta)
 
-    def load(self, keep: BestOnVal) -> Snapshot | None:
+    def load(self, keep: Keep) -> Snapshot | None:
         """The snapshot here, None if there is none; `keep` and the log go back to where it was taken.
 
         Raises:
@@ -102,7 +116,8 @@ class Place:
             self.log.keep(self.before)
             return None
         checkpoint = load_checkpoint(self.path)
-        there, here = flat(checkpoint.meta.get("about")), flat(self.about)
+        about = checkpoint.meta.get("about") or {}
+        there, here = flat({**about, "recipe": as_recorded(about.get("recipe"))}), flat(self.about)
         for key in sorted(there.keys() | here.keys()):
             if there.get(key) != here.get(key):
                 raise checks.InputError(
@@ -122,7 +137,7 @@ def fit_kept(
     model: nn.Module,
     stages: Sequence[Stage],
     load: Callable[[Stage, int], Batches],
-    keep: BestOnVal,
+    keep: Keep,
     place: Place | None,
     on_epoch: OnEpoch,
     compute: Compute,
@@ -136,6 +151,7 @@ def fit_kept(
     Raises:
         InputError: as `fit`; a snapshot that is corrupt or of other training.
         KeyboardInterrupt: Ctrl-C.
+        OutOfTime: `place` says until when.
     """
     with _finishing_the_step(place) if place else nullcontext():
         fit(

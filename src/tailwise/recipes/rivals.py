@@ -64,7 +64,7 @@ STRONG_DECAY = {
     "weight_decay": 5e-3,
     "schedule": CosineScheduleSettings(),
 }
-PUBLISHED_SETTING: dict[str, dict[str, Any]] = dict.fromkeys(RIVALS, BBN_SETTING) | {
+PUBLISHED_SETTING: dict[str, dict[str, Any]] = dict.fromkeys(("joint", *RIVALS), BBN_SETTING) | {
     "glmc": STRONG_DECAY,
     "weight-decay": STRONG_DECAY,
 }
@@ -77,4 +77,4 @@ def changed(data: str, method: str, *, published: bool) -> dict[str, Any]:
     128
     """
     setting = PUBLISHED_SETTING[method] if published else {}
-    return {**setting, **RIVALS[method], **ON_DATA.get((data, method), {})}
+    return {**setting, **RIVALS.get(method, {}), **ON_DATA.get((data, method), {})}

@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tailwise import checks, ranks
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.schema import Recipe
 
 FORMAT = "tailwise-run/1"
+Settled = TypeVar("Settled", bound=BaseModel)  # a recipe of some kind
 RECIPE, CHECKPOINT, RESULTS, LOG = "recipe.json", "checkpoint.safetensors", "results.json", "log.jsonl"
 PARTIAL = ".partial"
 RESULT_KEYS = {"seed", "subset_hash", "protocol", "published_counts", "versions", "checkpoint", "rows"}
@@ -91,23 +92,50 @@ def open_run(path: Path) -> Run:
     Raises:
         InputError: no run folder, one with a corrupt recipe, one without a finished seed.
     """
+    recipe = read_recipe(path, FORMAT, Recipe)
+    return Run(path, recipe, tuple(SeedFolder(path / f"seed-{n}", recipe, n) for n in finished_seeds(path)))
+
+
+def read_recipe(path: Path, fmt: str, kind: type[Settled]) -> Settled:
+    """The recipe of the run in this folder, of the given kind.
+
+    Raises:
+        InputError: no run folder, a run of another kind, a corrupt recipe.
+    """
+    found = format_of(path)
+    if found != fmt:
+        raise checks.InputError(f"{path / RECIPE}: expected format {fmt}, got {found}")
+    try:
+        return kind.model_validate(read_json(path / RECIPE)["recipe"])
+    except (ValidationError, KeyError) as error:
+        raise checks.InputError(f"{path / RECIPE}: not a recipe of this version of tailwise") from error
+
+
+def format_of(path: Path) -> str:
+    """What kind of run a folder holds, as its recipe says.
+
+    Raises:
+        InputError: no run folder.
+    """
     if not (path / RECIPE).is_file():
         inside = sorted(str(child.parent) for child in path.glob(f"*/{RECIPE}")) if path.is_dir() else []
         hint = f"; it holds the runs {', '.join(inside)}" if inside else ""
-        kind = "a folder without one" if path.is_dir() else "a file" if path.exists() else "nothing there"
-        raise checks.InputError(f"{path}: expected a run folder with {RECIPE}, got {kind}{hint}")
-    about = read_json(path / RECIPE)
-    if about.get("format") != FORMAT:
-        raise checks.InputError(f"{path / RECIPE}: expected format {FORMAT}, got {about.get('format', 'none')}")
-    try:
-        recipe = Recipe.model_validate(about["recipe"])
-    except (ValidationError, KeyError) as error:
-        raise checks.InputError(f"{path / RECIPE}: not a recipe of this version of tailwise") from error
+        found = "a folder without one" if path.is_dir() else "a file" if path.exists() else "nothing there"
+        raise checks.InputError(f"{path}: expected a run folder with {RECIPE}, got {found}{hint}")
+    return str(read_json(path / RECIPE).get("format", "none"))
+
+
+def finished_seeds(path: Path) -> list[int]:
+    """The seeds of a run that have a result, ascending.
+
+    Raises:
+        InputError: none.
+    """
     names = [child.parent.name.removeprefix("seed-") for child in path.glob(f"seed-*/{RESULTS}")]
     numbers = sorted(int(name) for name in names if name.isascii() and name.isdecimal())
     if not numbers:
         raise checks.InputError(f"{path}: expected at least one finished seed, got none")
-    return Run(path, recipe, tuple(SeedFolder(path / f"seed-{n}", recipe, n) for n in numbers))
+    return numbers
 
 
 def open_runs(path: Path) -> list[Run]:

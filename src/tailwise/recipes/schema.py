@@ -5,8 +5,9 @@ No torch here: the command lists and checks recipes without loading it.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from tailwise.recipes.datasets import DataSettings
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.stages import CosineScheduleSettings, Fraction, Settings, StageSettings
 
@@ -14,19 +15,22 @@ Protocol = Literal["clean", "paper", "legacy"]
 MetricName = Literal["mean-per-class", "all", "many", "medium", "few", "harmonic-mean", "worst-class"]
 
 
-class DataSettings(Settings):
-    """imbalance_ratio: N_max / N_min. subset_seed: which subset; null is the training seed."""
-
-    name: Literal["digits-lt", "cifar10-lt", "cifar100-lt"]
-    imbalance_ratio: Annotated[float, Field(ge=1)]
-    profile: Literal["exp", "step"] = "exp"
-    subset_seed: Annotated[int, Field(ge=0)] | None = None
-
-
 class BackboneSettings(Settings):
-    """A network of `tailwise.backbones`."""
+    """name: a network of `tailwise.backbones`; any other is timm's, "timm:NAME" says so, "hf:NAME" is Hugging Face's.
 
-    name: Literal["digits-net", "digits-net-two-branch", "resnet32", "resnet32-two-branch"]
+    pretrained: with the weights that its library has for it, or with those in a file. frozen: never trained; its
+    features are computed once, and what is trained is a classifier on these.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    pretrained: bool | str = False
+    frozen: bool = False
+
+    @model_validator(mode="after")
+    def _frozen_is_pretrained(self) -> "BackboneSettings":
+        if self.frozen and not self.pretrained:
+            raise ValueError("backbone.frozen: expected a backbone that is pretrained, got one that is not")
+        return self
 
 
 class LinearSettings(Settings):
@@ -156,7 +160,9 @@ class NcmSettings(Settings):
 class ComputeSettings(Settings):
     """How training does its arithmetic; the terms are those of `tailwise.train.Compute`.
 
-    threads: of the CPU; null is torch's own choice.
+    threads: of the CPU; null is torch's own choice. workers: processes that read images from disk; null is one less
+    than the CPUs, at most 16, shared among the processes of this machine. No result depends on their number, and none
+    says it.
     """
 
     precision: Literal["float32", "bf16", "fp16"] = "float32"
@@ -164,6 +170,7 @@ class ComputeSettings(Settings):
     compile: bool = False
     sync_batchnorm: bool = True
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
 
 
 class Published(Settings):
@@ -240,3 +247,15 @@ class Recipe(Settings):
     @property
     def title(self) -> str:
         return self.name.split("/")[1]
+
+    def recorded(self) -> dict[str, Any]:
+        """All that a result depends on, as plain JSON."""
+        return self.model_dump(mode="json", exclude={"compute": {"workers"}})
+
+
+def as_recorded(written: Any) -> Any:
+    """A recipe that was written down, perhaps before some setting was there: with the defaults of what it lacks."""
+    try:
+        return Recipe.model_validate(written).recorded()
+    except ValidationError:
+        return written

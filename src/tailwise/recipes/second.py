@@ -29,7 +29,7 @@ from tailwise.recipes.build_stages import build_load, build_stages, build_view
 from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.resume import OnEpoch, Place, fit_kept
 from tailwise.recipes.schema import MetaEmbeddingSettings, Recipe, SecondStageSettings
-from tailwise.recipes.stores import Stores
+from tailwise.recipes.stores import Stores, first_image
 from tailwise.recipes.watch import Val
 from tailwise.recognizer import Recognizer
 from tailwise.seeds import mixed_seed
@@ -173,7 +173,7 @@ def _attend(settings: SecondStageSettings, model: Recognizer, data: LongTailedDa
 
 
 def _map_size(backbone: Any, data: LongTailedData) -> tuple[int, int]:
-    image = data.normalize(data.train.images[:1].cpu())
+    image = first_image(data).cpu()
     with torch.no_grad():
         height, width = copy.deepcopy(backbone).eval().forward_map(image).shape[2:]
     return height, width

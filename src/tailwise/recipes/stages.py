@@ -236,11 +236,15 @@ class StageSettings(Settings):
 
     sampler: "cyclic" is the authors' variant of the one it ends. repeat_threshold: of repeat-factor sampling.
     images_per_class: K of P x K batches; P is batch_size / K.
+    augment: shift and crop-flip are of images in memory, random-resized-crop, alone or with the papers' colour
+    jitter, and rand-augment of those on disk.
     step: what is made of a batch, and what the model gives the loss. reweight_after: the part of the stage after which
     samples are weighted by the effective number of their class (deferred re-weighting), with reweight_beta.
     learning_rate: the peak. momentum, weight_decay, nesterov: of SGD, on all parameters; AdamW's betas are momentum and
     beta2, and it decays the weights by themselves. max_norm: the longest a row of
     the classifier's weight may be after each step.
+    trainable: everything; the last block of layers (a ResNet's layer4) or its last residual block alone, each with the
+    classifier; the classifier alone.
     legacy_bn_drift: let the batch-norm statistics of frozen parts follow the data, as both papers' code does.
     """
 
@@ -261,8 +265,8 @@ class StageSettings(Settings):
     reweight_after: Fraction | None = None
     reweight_beta: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     step: StepSettings = PlainStepSettings()
-    augment: Literal["none", "shift", "crop-flip"]
-    trainable: Literal["all", "last-block", "classifier"] = "all"
+    augment: Literal["none", "shift", "crop-flip", "random-resized-crop", "random-resized-crop-jitter", "rand-augment"]
+    trainable: Literal["all", "last-block", "last-bottleneck", "classifier"] = "all"
     legacy_bn_drift: bool = False
     accumulate: PositiveInt = 1
     drop_last: bool = False

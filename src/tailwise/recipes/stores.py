@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tailwise import checks, ranks
-from tailwise.data import LongTailedData
+from tailwise.data import DiskSplit, EpochBatches, LongTailedData, Split
 from tailwise.evaluate import Store, predict
 from tailwise.evaluate.store import ARRAYS
-from tailwise.recipes.build import cpu_threads, in_order
+from tailwise.recipes.build import cpu_threads
 from tailwise.recipes.schema import Recipe
 from tailwise.recognizer import Recognizer
 from tailwise.train import on_device
+
+PREDICT_BATCH = {Split: 500, DiskSplit: 100}  # photographs are larger
 
 
 class Stores:
@@ -79,10 +82,23 @@ def predict_split(model: Recognizer, data: LongTailedData, split: str, digest: s
     name = "test" if part is data.test else split
     parts = torch.tensor_split(torch.arange(len(part)), min(ranks.count(), len(part)))
     mine = parts[min(ranks.rank(), len(parts) - 1)]
+    ids = np.array(part.ids[mine.numpy()].tolist())  # as fixed-width text, which .npy can hold
     with on_device(model, data.device):
-        store = predict(model, in_order(data, part, mine), ids=part.ids[mine.numpy()], checkpoint=digest, split=name)
+        store = predict(model, in_order(data, part, mine), ids=ids, checkpoint=digest, split=name)
     if ranks.count() == 1:
         return store
     stores = ranks.gathered(store)[: len(parts)]
     arrays: dict[str, Any] = {name: np.concatenate([getattr(store, name) for store in stores]) for name in ARRAYS}
     return replace(store, **arrays)
+
+
+def in_order(data: LongTailedData, split: Split | DiskSplit, indices: Tensor) -> EpochBatches:
+    """These images of a split, unaugmented, in this order."""
+    view = data.view if isinstance(split, DiskSplit) else None
+    return EpochBatches(split, indices, PREDICT_BATCH[type(split)], data.normalize, augment=view)
+
+
+def first_image(data: LongTailedData) -> Tensor:
+    """The first training image as a network sees it, [1, channels, H, W]."""
+    images, _ = next(iter(in_order(data, data.train, torch.arange(1))))
+    return images

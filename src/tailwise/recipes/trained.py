@@ -15,7 +15,7 @@ from tailwise.data import LongTailedData
 from tailwise.evaluate import Store
 from tailwise.recipes import runs
 from tailwise.recipes.adjusters import Alpha, Choice, Power, adjusted, choice_of
-from tailwise.recipes.build import build_data
+from tailwise.recipes.build_data import build_data
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.resume import OnEpoch, Place
 from tailwise.recipes.rows import Row, adjusted_row, own_row

@@ -1,0 +1,251 @@
+"""What the papers claim, asked of trained runs, and reported as found.
+
+    tailwise reproduce claims --seeds 1 --data-dir DIR                     # trains what it takes, on CIFAR-100-LT
+    python benchmarks/claims.py runs/reproduce/cifar100-lt/* --out results/claims.json
+
+A claim whose runs are not all among those given has no verdict, only the numbers there are. Runs are told apart by what
+they trained: a causal classifier on a long-tailed set, one on a balanced set of about as many images, a linear one, by
+sampler. Nothing here chooses anything: curves and correlations on test are for looking at.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tailwise import InputError
+from tailwise.counts import GROUPS
+from tailwise.recipes import measure
+from tailwise.recipes.adjusters import head_cosines
+from tailwise.recipes.figures.per_class import weight_of
+from tailwise.recipes.runs import open_runs
+from tailwise.report.summary import mean_and_std, paired_difference
+from tailwise.report.table import figure
+
+ALL = (*GROUPS, "all")
+ALPHAS = tuple(round(0.1 * step, 1) for step in range(51))
+NOISE = 0.5  # points between neighbouring alphas that count as neither rise nor fall
+REBALANCED = ("ncm", "tau-norm", "crt", "lws")
+CLAIMS = {
+    "alpha": "with alpha many falls and few rises, up to its peak (Tang et al. 2020, Fig. 4)",
+    "head-cosine": "features lean to the head direction, head classes most (Tang et al. 2020, Assumption 1)",
+    "weight-norms": "norms of weights follow counts after joint training, not after cRT (Kang et al. 2020, Fig. 2)",
+    "samplers": "instance-balanced features are the best (Kang et al. 2020, Fig. 1)",
+    "gain": "TDE gains over re-balancing (Tang et al. 2020, Table 2)",
+}
+
+
+def alpha_of_seed(trained, values=ALPHAS):
+    """Where each group peaks, and the largest step the wrong way before few's peak, in points of test accuracy."""
+    curve = measure.strength_curve(trained, "tde", values=values)["test"]
+    groups = [group for group in ALL if curve[group][0] is not None]
+    peaks = {group: values[int(np.argmax(curve[group]))] for group in groups}
+    end = values.index(peaks["few"]) + 1 if "few" in peaks else len(values)
+
+    def largest(steps):
+        return float(np.max(steps, initial=0.0))
+
+    return {
+        "at 0": {group: curve[group][0] for group in groups},
+        "at few's peak": {group: curve[group][end - 1] for group in groups},
+        "peaks": peaks,
+        "many rises by": largest(np.diff(curve["many"][:end])) if "many" in peaks else 0.0,
+        "few falls by": largest(-np.diff(curve["few"][:end])) if "few" in peaks else 0.0,
+    }
+
+
+def claim_alpha(causal):
+    """Curves of TDE over the seeds of a run."""
+    seeds = [alpha_of_seed(trained) for trained in causal]
+    holds = all(seed["many rises by"] <= NOISE and seed["few falls by"] <= NOISE for seed in seeds)
+    rows = {
+        f"{group} at alpha 0, at few's peak": [
+            over([seed[at].get(group) for seed in seeds]) for at in ("at 0", "at few's peak")
+        ]
+        for group in ALL
+    }
+    rows |= {f"alpha where {group} peaks": [over([seed["peaks"].get(group) for seed in seeds])] for group in ALL}
+    rows |= {name: [over([seed[name] for seed in seeds])] for name in ("many rises by", "few falls by")}
+    return {"holds": holds, "rows": rows}
+
+
+def cosines(run, counts):
+    """Mean cos to the head direction by groups of these counts, over the seeds of a run."""
+    seeds = [head_cosines(trained.model.classifier, trained.stores.test(), counts) for trained in run]
+    return {group: over([seed[group] for seed in seeds]) for group in GROUPS}
+
+
+def claim_cosine(causal, balanced):
+    """By group on the long-tailed set and, for the same classes, on the balanced one, if that was run."""
+    counts = causal[0].published
+    found = {"long-tailed": cosines(causal, counts)} | ({"balanced": cosines(balanced, counts)} if balanced else {})
+    header = ", ".join(found)
+    rows = {f"{group}, {header}": [found[name][group] for name in found] for group in GROUPS}
+    lean = {name: difference(by_group) for name, by_group in found.items()}
+    rows[f"many less few, {header}"] = [over([value]) for value in lean.values()]
+    known = balanced and None not in lean.values()
+    return {"holds": lean["long-tailed"] > max(0.0, lean["balanced"]) if known else None, "rows": rows}
+
+
+def difference(found):
+    """Of the first group that there is and the last."""
+    known = [found[group]["mean"] for group in GROUPS if found[group]]
+    return known[0] - known[-1] if len(known) > 1 else None
+
+
+def correlation(trained, method):
+    """Pearson's, of log(images of a class) and log of the norm of its weights; None where there is no matrix."""
+    weight = weight_of(trained.on_test(method)[0])
+    if weight is None:
+        return None
+    norms = torch.linalg.vector_norm(weight, dim=1).double().numpy()
+    counts = np.array(trained.counts.per_class)
+    seen = counts > 0
+    return float(np.corrcoef(np.log(counts[seen]), np.log(norms[seen]))[0, 1])
+
+
+def claim_norms(linear):
+    """After joint training, and after each second stage that is there."""
+    there = ["joint", *(name for name in ("crt", "lws", "tau-norm") if name in results(linear[0])["rows"])]
+    rows = {f"correlation, {name}": [over([correlation(trained, name) for trained in linear])] for name in there}
+    joint, crt = (rows.get(f"correlation, {name}", [None])[0] for name in ("joint", "crt"))
+    holds = joint["mean"] > 0.5 and abs(crt["mean"]) < joint["mean"] / 2 if joint and crt else None
+    return {"holds": holds, "rows": rows}
+
+
+def claim_samplers(by_sampler):
+    """Accuracy over all classes of each row, by the sampler of the first stage."""
+    methods = [
+        name for name in ("joint", *REBALANCED) if all(name in results(run[0])["rows"] for run in by_sampler.values())
+    ]
+    rows = {
+        f"{name}, {sampler}": [over([results(seed)["rows"][name]["all"] for seed in run])]
+        for name in methods
+        for sampler, run in by_sampler.items()
+    }
+    means = {sampler: rows[f"crt, {sampler}"][0]["mean"] for sampler in by_sampler} if "crt" in methods else {}
+    return {"holds": max(means, key=means.get) == "instance" if means else None, "rows": rows}
+
+
+def claim_gain(causal, linear):
+    """Of TDE over each row of the plain classifier, on the seeds and subsets of both; and of its own features."""
+    tde, joint = [results(seed) for seed in causal], [results(seed) for seed in linear or ()]
+    names = [name for name in ("joint", *REBALANCED) if joint and all(name in seed["rows"] for seed in joint)]
+    rows = {f"tde less {name}": [paired_difference(joint, tde, (name, "tde"))] for name in names}
+    same = [
+        name for name in ("logit-adjustment", "crt-stored", *REBALANCED) if all(name in seed["rows"] for seed in tde)
+    ]
+    rows |= {f"tde less {name} of its own features": [paired_difference(tde, tde, (name, "tde"))] for name in same}
+    gains = [rows[f"tde less {name}"][0] for name in names if name in REBALANCED]
+    known = bool(gains) and None not in gains
+    return {"holds": all(gain["mean"] > 0 for gain in gains) if known else None, "rows": rows}
+
+
+def over(values):
+    """Mean and spread over seeds."""
+    return mean_and_std(values)
+
+
+def results(trained):
+    """What was written of a seed."""
+    return json.loads((trained.folder / "results.json").read_text())
+
+
+def sorted_out(runs, data_dir):
+    """(causal on a long tail, causal on a balanced set, linear with bias, such by sampler), opened; None if absent."""
+    causal = balanced = None
+    by_sampler = {}
+    for run in runs:
+        opened = [measure.open_trained(seed, data_dir) for seed in run.seeds]
+        recipe = run.recipe
+        if recipe.classifier.name == "causal":
+            flat = recipe.data.imbalance_ratio == 1
+            causal, balanced = (causal, opened) if flat else (opened, balanced)
+        elif recipe.methods[0] == "joint":
+            by_sampler[recipe.stages[0].sampler] = opened
+    return causal, balanced, by_sampler.get("instance"), by_sampler
+
+
+def asked(runs, data_dir):
+    """Every claim, as found; None where its runs are not there."""
+    causal, balanced, linear, by_sampler = sorted_out(runs, data_dir)
+    return {
+        "alpha": claim_alpha(causal) if causal else None,
+        "head-cosine": claim_cosine(causal, balanced) if causal else None,
+        "weight-norms": claim_norms(linear) if linear else None,
+        "samplers": claim_samplers(by_sampler) if len(by_sampler) > 1 and linear else None,
+        "gain": claim_gain(causal, linear) if causal else None,
+    }
+
+
+def record_of(runs, data_dir=None):
+    """The claims, with what they rest on."""
+    about = [
+        {
+            "recipe": run.recipe.name,
+            "data": run.recipe.data.model_dump(mode="json"),
+            "protocol": run.recipe.protocol,
+            "compute": run.recipe.compute.model_dump(mode="json"),
+            "seeds": [
+                {key: seed.results()[key] for key in ("seed", "subset_hash", "checkpoint", "versions")}
+                for seed in run.seeds
+            ],
+        }
+        for run in runs
+    ]
+    return {"claims": asked(runs, data_dir), "runs": about}
+
+
+def table(record):
+    """Each claim, whether it held, and the numbers it was judged by."""
+    lines = [
+        f"{run['recipe']}, ratio {run['data']['imbalance_ratio']:g}, protocol {run['protocol']}, "
+        f"{'seed' if len(run['seeds']) == 1 else 'seeds'} {', '.join(str(seed['seed']) for seed in run['seeds'])}"
+        for run in record["runs"]
+    ]
+    fewest = min(len(run["seeds"]) for run in record["runs"])
+    for name, claim in record["claims"].items():
+        verdict = {None: "no verdict, runs are missing", True: "as claimed", False: "not as claimed"}[
+            claim and claim["holds"]
+        ]
+        few = " (fewer than three seeds)" if verdict.endswith("claimed") and fewest < 3 else ""
+        lines += ["", f"{CLAIMS[name]}: {verdict}{few}"]
+        for row, cells in (claim or {"rows": {}})["rows"].items():
+            digits = 2 if "cos" in name or "norms" in name else 1
+            lines.append(f"  {row:<44}" + "".join(f"{shown(cell, digits):>14}" for cell in cells))
+    return "\n".join(lines) + "\n"
+
+
+def shown(cell, digits):
+    """A mean and its spread; "-" where there is none."""
+    if cell is None or digits == 1:
+        return figure(cell)
+    return f"{cell['mean']:.{digits}f}" + ("" if cell["std"] is None else f" ± {cell['std']:.{digits}f}")
+
+
+def finished(folder):
+    """The runs in a folder that have a seed to ask; says which have none."""
+    try:
+        return open_runs(folder)
+    except InputError as error:
+        print(f"left out: {error}")
+        return []
+
+
+def main():
+    """Ask, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of several runs")
+    parser.add_argument("--data-dir", type=Path, help="for stores that are gone")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    record = record_of([run for folder in given.runs for run in finished(folder)], given.data_dir)
+    print(table(record), end="")
+    if given.out:
+        given.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""How much of an image Grad-CAM covers, by method: of rare test images, for docs/figures.md.
+
+    tailwise train digits-lt --out runs/figures/papers
+    python benchmarks/grad_cam.py runs/figures/papers > results/digits-lt-grad-cam.json
+
+The share of an image that speaks for its true class at least half as much as the place that does so most, in percent:
+mean over the test images of group few, then mean and sample standard deviation over seeds.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+from tailwise.adjust import grad_cam
+from tailwise.recipes import measure
+from tailwise.recipes.deploy import adjusted_model
+from tailwise.recipes.runs import open_run
+from tailwise.recipes.trained import Trained
+
+METHODS = {"linear": ["linear"], "decoupling": ["joint", "lws"], "tde": ["de-confound", "tde"]}
+
+
+def covered(seed: Trained, method: str) -> float:
+    """Of one seed's images."""
+    data = seed.data
+    few = torch.isin(data.test.labels, torch.from_numpy(data.published_counts.groups["few"]))
+    model, _ = adjusted_model(seed, method)
+    images, labels = data.normalize(data.test.images[few]), data.test.labels[few]
+    where = grad_cam(model.backbone, model.classifier, images, labels)
+    return 100 * float((where > where.amax(dim=(1, 2), keepdim=True) / 2).double().mean())
+
+
+def main() -> None:
+    """Print the record."""
+    record = {}
+    for run, methods in METHODS.items():
+        seeds = [measure.open_trained(seed, None, device="cpu") for seed in open_run(Path(sys.argv[1]) / run).seeds]
+        for method in methods:
+            values = [covered(seed, method) for seed in seeds]
+            record[method] = {"mean": statistics.fmean(values), "std": statistics.stdev(values)}
+    print(json.dumps({"name": "digits-lt-grad-cam", "covered": record}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

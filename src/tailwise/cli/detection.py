@@ -1,0 +1,127 @@
+"""What `train` and `evaluate` do for a detector."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tailwise import checks
+from tailwise.cli.output import print_json, warnings_as_notes
+
+
+def train_detection(
+    name: str,
+    settings: Sequence[str],
+    *,
+    seeds: int | None,
+    data_dir: Path | None,
+    device: str,
+    out: Path | None,
+    resume: bool,
+    save_every: float,
+    track: Sequence[Any],
+    json: bool,
+) -> None:
+    """Train a detection recipe or suite and print one table; the terms are those of `train`."""
+    from tailwise.recipes.detection import find_detection
+    from tailwise.recipes.overrides import override
+
+    chosen = override(find_detection(name), settings)
+    numbers = range(checks.whole("seeds", chosen[0].seeds if seeds is None else seeds))
+
+    from tailwise import ranks
+    from tailwise.recipes import runs
+    from tailwise.recipes.detection_experiment import train_detectors
+    from tailwise.recipes.watch import Together
+    from tailwise.report.detection import combined_precision
+    from tailwise.report.progress import watching
+    from tailwise.report.trackers import trackers
+
+    tracked = trackers(track)
+    with ranks.joined(), warnings_as_notes():
+        resume = resume or ranks.restarted()
+        folder = ranks.agree(runs.last_folder(name, out) if resume else runs.free_folder(name, out))
+        if resume and not ranks.restarted():
+            runs.check_begun(folder, suite=len(chosen) > 1)
+        with watching(Console(stderr=True, quiet=json or not ranks.is_main())) as shown:
+            trained = train_detectors(
+                chosen,
+                list(numbers),
+                folder,
+                data_dir=data_dir,
+                watch=Together(shown, tracked if ranks.is_main() else {}),
+                device=device,
+                resume=resume,
+                save_every=save_every,
+            )
+        if not ranks.is_main():
+            return
+    results = {str(run.path): [seed.results() for seed in run.seeds] for run in trained}
+    command = shlex.join(["tailwise", "train", name, *settings, "--seeds", str(len(trained[0].seeds))])
+    record = combined_precision(name, results) | {"command": command, "wrote": [str(folder)]}
+    _show(
+        record,
+        json,
+        [
+            f"wrote {folder}: checkpoints and results, {len(trained)} recipes x {len(trained[0].seeds)} seeds",
+            f"next: tailwise detect IMAGE --run {trained[-1].path}",
+        ],
+    )
+
+
+def evaluate_detection(
+    run: Path,
+    *,
+    method: str | None,
+    alpha: float | None,
+    detections: Path | None,
+    data_dir: Path | None,
+    device: str,
+    json: bool,
+) -> None:
+    """Measure a trained detector again; the terms are those of `evaluate`."""
+    from tailwise.recipes.detection_runs import open_detection_run
+
+    opened = open_detection_run(run)
+    if method is not None:
+        checks.choice("method", method, opened.recipe.rows)
+    rows = opened.recipe.rows if method is None else (method,)
+
+    from tailwise.recipes.detection_experiment import measured_again
+    from tailwise.report.detection import combined_precision
+
+    results, wrote = [], []
+    with warnings_as_notes():
+        for seed in opened.seeds:
+            result, found, split = measured_again(seed, rows, alpha=alpha, data_dir=data_dir, device=device)
+            results.append(result)
+            if detections is not None:
+                wrote += _write(detections / f"seed-{seed.seed}", found, split)
+    _show(
+        combined_precision(opened.recipe.name, {str(run): results}) | {"wrote": wrote},
+        json,
+        [f"wrote {path}" for path in wrote],
+    )
+
+
+def _write(folder: Path, found: dict[str, Any], split: Any) -> list[str]:
+    from tailwise.detect import write_results
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for row, answers in found.items():
+            write_results(folder / f"{row}.json", answers, split.truth)
+    except OSError as error:
+        raise checks.InputError(f"detections: cannot write to {folder} ({error.strerror})") from error
+    return [str(folder / f"{row}.json") for row in found]
+
+
+def _show(record: dict[str, Any], json: bool, lines: Sequence[str]) -> None:
+    from tailwise.report.detection import print_precision
+
+    if json:
+        print_json(record)
+    else:
+        print_precision(Console(), record, lines)

@@ -1,0 +1,234 @@
+"""Reproduce a table: do what its plan leaves to be done, and the record of what came of it."""
+
+import os
+import platform
+import re
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tailwise import checks
+from tailwise.data.protocols import PROTOCOLS
+from tailwise.recipes import experiment, measure, runs
+from tailwise.recipes.evidence import (
+    Begun,
+    begun_below,
+    compared,
+    first_stage,
+    kept,
+    of_another_benchmark,
+    row_name,
+    usable_rows,
+)
+from tailwise.recipes.plan import Job, Plan, Request, changes, planned
+from tailwise.recipes.resume import OutOfTime
+from tailwise.recipes.schema import Recipe
+from tailwise.recipes.targets import Target, about
+from tailwise.recipes.trained import Asked
+from tailwise.recipes.watch import Watch
+from tailwise.report.reproduction import markdown
+
+FORMAT = "tailwise-reproduction/1"
+Disk = dict[str, list[tuple[runs.SeedFolder, dict[str, Any]]]]
+
+
+def work(
+    made: Plan, watch: Watch, budget: float | None = None, on_done: Callable[[], object] = lambda: None
+) -> list[str]:
+    """Run what is left; each seed's result is on disk when it is done. Returns what went wrong, a line each.
+
+    With a budget, a run that was begun goes on; a new one starts if its estimate fits into what is left, the very
+    first one in any case, so that calls with a small budget add up. What trains when the budget ends stops with a
+    snapshot.
+
+    Args:
+        budget: seconds; None is as long as it takes.
+        on_done: called after each job.
+    """
+    until, notes, worked = None if budget is None else time.monotonic() + budget, [], False
+    left = made.left
+    while left:
+        job = next_job(left, None if until is None else until - time.monotonic(), worked=worked)
+        if job is None:
+            break
+        left.remove(job)
+        worked = True
+        try:
+            _run(job, made.request, watch, until)
+        except OutOfTime:
+            left.append(job)
+            break
+        except checks.InputError as error:
+            job.lacks = "failed"
+            notes.append(f"{job.recipe.name} seed {job.seed}: {error}")
+        on_done()
+    for job in left:
+        job.lacks = "budget"
+    return notes
+
+
+def next_job(left: Sequence[Job], seconds: float | None, *, worked: bool) -> Job | None:
+    """The job to do next; seconds: what is left of the budget, None for no end."""
+    if seconds is None:
+        return left[0]
+    if seconds <= 0:
+        return None
+    for job in left:
+        if job.begun or (job.seconds is not None and job.seconds <= seconds):
+            return job
+    return None if worked else left[0]
+
+
+def record(made: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Everything that is known of a table: a line for each number, and the seeds they rest on.
+
+    Args:
+        before: an earlier record, whose seeds are kept where their folders are gone.
+
+    Raises:
+        InputError: an earlier record of another table.
+    """
+    request = made.request
+    if before is not None and (before.get("format"), before.get("name")) != (FORMAT, request.table):
+        raise checks.InputError(f"record: expected one of {request.table}, got one of {before.get('name', 'no table')}")
+    runs_there = {run["key"]: dict(run) for run in (before or {}).get("runs", [])}
+    disk = _finished(begun_below(request.out))
+    lines = []
+    for target in made.targets:
+        seeds_of: dict[str, list[dict[str, Any]]] = {}
+        key, asked = None, target in made.asked
+        for protocol in PROTOCOLS if target.recipe else ():
+            recipe = planned(target, protocol, request)
+            found, seeds_of[protocol] = _collect(target, recipe, disk, runs_there)
+            key = found if protocol == "paper" else key
+        failed = next((job.lacks for job in made.jobs if job.key == key and job.lacks), None)
+        reason = _reason(target, seeds_of.get("paper", []), failed, request)
+        line = compared(target, seeds_of, reason)
+        if target.asked or asked or line["ours"]:
+            lines.append({**line, "asked": asked, "key": key})
+    return {
+        "format": FORMAT,
+        "name": request.table,
+        "about": about(request.table),
+        "command": command_of(request),
+        "subset_seed": request.subset_seed,
+        "settings": list(request.settings),
+        "hardware": hardware(),
+        "lines": lines,
+        "runs": list(runs_there.values()),
+    }
+
+
+class Recorded:
+    """The record of a plan, written anew whenever there is more to say.
+
+    paths: a JSON file and a page in the folder of the runs, and the file asked for.
+    """
+
+    def __init__(self, made: Plan, to: Path | None) -> None:
+        self.made = made
+        place = made.request.out / f"reproduce-{made.request.table}"
+        self.own, self.page, self.to = place.with_suffix(".json"), place.with_suffix(".md"), to
+        self.paths = [self.own, self.page, *([to] if to else [])]
+        self.before = runs.read_json(to) if to is not None and to.exists() else None
+        if to is not None and not to.parent.is_dir():
+            raise checks.InputError(f"record: expected a folder to write in, got {to.parent}, which is none")
+        record(made, self.before)  # what will not do is found before anything is trained
+
+    def write(self) -> dict[str, Any]:
+        """Write and return it."""
+        content = record(self.made, self.before)
+        self.own.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_json(self.own, content)
+        runs.write_text(self.page, markdown(content))
+        if self.to is not None:
+            runs.write_json(self.to, content)
+        return content
+
+
+def command_of(request: Request) -> str:
+    """The command that asks for the same, on any machine.
+
+    >>> command_of(Request("tang-3", Path("runs"), rows=("tde",)))
+    'tailwise reproduce tang-3 --rows tde --seeds 3 --subset-seed 0 --protocol paper'
+    """
+    options = [("--rows", word) for word in request.rows]
+    options += [("--seeds", str(request.seeds)), ("--subset-seed", str(request.subset_seed))]
+    options += [("--protocol", protocol) for protocol in request.protocols]
+    words = [word for option in options for word in option]
+    return shlex.join(["tailwise", "reproduce", request.table, *request.settings, *words])
+
+
+def hardware() -> dict[str, Any]:
+    """Of this machine; what a seed was trained on is among its versions."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        found = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), flags=re.M)
+        model = found[1] if found else model
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system()}
+
+
+def _run(job: Job, request: Request, watch: Watch, until: float | None) -> None:
+    """Train a job's seed if it is not there, then every row that is missing."""
+    how: dict[str, Any] = {"watch": watch, "until": until}
+    begun = job.run.recipe if job.run else job.recipe  # what was begun goes on in its own settings
+    if job.finished is None:
+        experiment.train(
+            [begun], [job.seed], job.folder, data_dir=request.data_dir, device=request.device, resume=True, **how
+        )
+        job.run = Begun(job.folder, begun)
+    seed = job.finished
+    assert seed
+    for method in job.missing:
+        recipe = seed.recipe.model_copy(update={"second": {**seed.recipe.second, **job.whole.second}})
+        trained = measure.open_trained(seed, request.data_dir, recipe, request.device)
+        measure.adjust(trained, method, save_every=60.0, **how)
+
+
+def _finished(begun: Sequence[Begun]) -> Disk:
+    """First stage -> the finished seeds of it, and their results."""
+    found: Disk = {}
+    for run in begun:
+        for number in run.seeds:
+            seed = run.seed(number)
+            if seed:
+                found.setdefault(first_stage(run.recipe, number), []).append((seed, seed.results()))
+    return found
+
+
+def _collect(
+    target: Target, recipe: Recipe, disk: Disk, runs_there: dict[str, Any]
+) -> tuple[str, list[dict[str, Any]]]:
+    """(first stage, what is known of every seed of it); what is on disk goes into `runs_there` by the first stage."""
+    key = first_stage(recipe, 0)
+    known = {seed["seed"]: seed for seed in runs_there.get(key, {}).get("seeds", [])}
+    for seed, results in disk.get(key, []):
+        rows, earlier = usable_rows(results, recipe), known.get(seed.seed)
+        if target.alpha is not None:
+            trained = measure.open_trained(seed, None, device="cpu")
+            asked = measure.measure(trained, [target.method], Asked(alpha=target.alpha))
+            rows[row_name(target)] = asked["rows"][target.method]
+        found = kept(results, rows)
+        if earlier and earlier["checkpoint"] == results["checkpoint"]:
+            found["rows"] = {**earlier["rows"], **found["rows"]}
+        known[seed.seed] = found
+    if known:
+        seeds = [known[number] for number in sorted(known)]
+        changed = [f"{name}={value}" for name, value in changes(recipe).items()]
+        runs_there[key] = {"key": key, "recipe": recipe.name, "changed": changed, "seeds": seeds}
+    return key, list(runs_there.get(key, {}).get("seeds", []))
+
+
+def _reason(target: Target, seeds: Sequence[dict[str, Any]], failed: str | None, request: Request) -> str | None:
+    """Why there is no number to compare; None if there is one."""
+    if target.recipe is None:
+        return target.lacks
+    if not seeds:
+        return failed or "no run yet"
+    other = [setting for setting in request.settings if not setting.startswith("compute.")]
+    if other:
+        return f"other settings: {', '.join(other)}"
+    return of_another_benchmark(planned(target, "paper", request), seeds)

@@ -1,0 +1,18 @@
+"""How tests call the command and open the runs of `tests/conftest.py`."""
+
+import pytest
+
+from tailwise.cli import main
+from tailwise.recipes import measure
+from tailwise.recipes.figures import Source
+from tailwise.recipes.runs import open_run
+
+
+def call(*arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert not stopped.value.code
+
+
+def source_of(folder):
+    return Source(open_run(folder), lambda seed: measure.open_trained(seed, None))

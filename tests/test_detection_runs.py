@@ -1,0 +1,310 @@
+"""Detectors from the command: trained, stopped and resumed, measured again, drawn; batches; what is refused."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from causal_oracles import unchecked
+from tailwise.checks import InputError
+from tailwise.cli import main
+from tailwise.counts import ClassCounts
+from tailwise.detect import Truth, average_precision, digit_scenes_lt, write_split
+from tailwise.detect.backbones import resnet_fpn
+from tailwise.detect.loading import ExampleBatches, Examples, flipped, image_repeat_draw
+from tailwise.detect.lvis import lvis
+from tailwise.recipes import runs
+from tailwise.recipes.build_detection import build_detector, inference_of
+from tailwise.recipes.detection import DETECTION_RECIPES, find_detection
+from tailwise.recipes.detection_experiment import measured, open_detector, train_detectors
+from tailwise.recipes.detection_runs import open_detection_run
+from tailwise.recipes.overrides import override
+from tailwise.recipes.watch import Silent
+from tailwise.train import load_checkpoint
+
+TINY = [
+    "data.max_train=6",
+    "data.imbalance_ratio=3",
+    "data.val_per_class=1",
+    "data.test_per_class=1",
+    "training.epochs=2",
+    "training.batch_size=8",
+    "training.milestones=[1]",
+    "training.warmup_iterations=3",
+    "detector.sizes.regions=8",
+    "detector.sizes.proposals=[20,12]",
+    "detector.sizes.width=16",
+    "detector.sizes.mask_width=4",
+    "inference.per_image=20",
+]
+
+
+def run(capsys, *arguments):
+    """(exit code, standard output, standard error) of the command, in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return stopped.value.code or 0, out, err
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """baseline and tde on tiny scenes, one seed; the folder."""
+    folder = tmp_path_factory.mktemp("detection") / "suite"
+    train_detectors(override(find_detection("digit-scenes-lt"), TINY), [0], folder, data_dir=None, watch=Silent())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data():
+    return digit_scenes_lt(0, max_train=6, imbalance_ratio=3, val_per_class=1, test_per_class=1)
+
+
+def test_a_run_holds_what_was_trained_and_measured(suite):
+    assert open_detection_run(suite / "baseline").recipe.rows == ("baseline",)
+    seed = open_detection_run(suite / "tde").seed(None)
+    result = seed.results()
+    assert list(result["rows"]) == ["de-confound", "tde-without-exemption", "tde"]
+    assert result["rows"]["tde"].keys() >= {"AP", "AP50", "AP75", "APr", "APc", "APf", "APbox", "box-APr", "alpha"}
+    assert result["frequencies"] == ["r"] * 40
+    assert result["rows"]["tde"]["APf"] is None  # no class is frequent in so few scenes
+    log = [json.loads(line) for line in (seed.path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2]
+    assert log[1]["loss"] < log[0]["loss"]
+    state = load_checkpoint(seed.path / "checkpoint.safetensors").state
+    averages = [state[f"stages.{n}.classifier.classifier.average.value"] for n in range(3)]
+    assert all(average.any() for average in averages)
+
+
+def test_stopped_and_resumed_it_ends_in_the_same_bits(suite, tmp_path):
+    recipe = override(find_detection("digit-scenes-lt/tde"), TINY)
+
+    class Stops(Silent):
+        def epoch(self, record):
+            raise RuntimeError(f"after epoch {record['epoch']}")
+
+    folder = tmp_path / "tde"
+    settings = {"data_dir": None, "save_every": 0.0}
+    with pytest.raises(RuntimeError, match="after epoch 1"):
+        train_detectors(recipe, [0], folder, watch=Stops(), **settings)
+    assert (folder / "seed-0.partial" / "last-first.safetensors").exists()
+    torch.rand(3)  # where the process stands does not matter
+    (resumed,) = train_detectors(recipe, [0], folder, watch=Silent(), resume=True, **settings)
+    whole, again = open_detection_run(suite / "tde").seed(0), resumed.seed(0)
+    assert again.results()["checkpoint"] == whole.results()["checkpoint"]
+    assert again.results()["rows"] == whole.results()["rows"]
+    assert not list(again.path.glob("last-*"))
+    with pytest.raises(InputError, match=r"resume: expected the settings that .* training.epochs 2, got 3"):
+        train_detectors(override(recipe, ["training.epochs=3"]), [0], folder, watch=Silent(), resume=True, **settings)
+
+
+def test_evaluate_takes_another_alpha_and_writes_what_servers_take(suite, capsys, tmp_path):
+    arguments = ("evaluate", suite / "tde", "--method", "tde", "--alpha", "0.5", "--json")
+    code, out, err = run(capsys, *arguments, "--detections", tmp_path / "found")
+    assert (code, err) == (0, "")
+    (row,) = json.loads(out)["rows"]
+    assert (row["method"], row["alpha"], row["framework"]) == ("tde", 0.5, "cascade")
+    assert row["APr"].keys() == {"mean", "std"}
+    written = json.loads((tmp_path / "found" / "seed-0" / "tde.json").read_text())
+    assert written[0].keys() == {"image_id", "category_id", "bbox", "score", "segmentation"}
+    code, out, _ = run(capsys, "evaluate", suite / "baseline")
+    assert code == 0
+    assert "digit-scenes-lt/baseline: average precision in %, single run, seed 0" in out
+    assert "APr (40)" in out
+
+
+def test_the_same_rows_come_of_it_again(suite, data):
+    seed = open_detection_run(suite / "tde").seed(0)
+    detector, names = open_detector(seed, torch.device("cpu"))
+    assert names == data.class_names
+    hows = {row: inference_of(seed.recipe, row) for row in seed.recipe.rows}
+    rows, found = measured(detector, data.test, hows, torch.device("cpu"))
+    assert rows == seed.results()["rows"]
+    assert rows["tde"]["APbox"] == average_precision(data.test.truth, found["tde"], "box")["AP"]
+    assert rows["tde"]["AP"] == average_precision(data.test.truth, found["tde"], "mask")["AP"]
+
+
+def test_detect_draws_before_and_after(suite, data, capsys, tmp_path):
+    from PIL import Image
+
+    Image.fromarray(data.test[0].image.permute(1, 2, 0).numpy()).save(tmp_path / "scene.png")
+    out_file = tmp_path / "found.png"
+    arguments = ("detect", tmp_path / "scene.png", "--run", suite / "tde", "--out", out_file, "--min-score", "0.01")
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    first, second, last = out.splitlines()
+    assert first.startswith("de-confound: ")
+    assert second.startswith("tde, alpha 1.5: ")
+    assert last == f"wrote {out_file}"
+    with Image.open(out_file) as picture:
+        width, height = picture.size
+    assert width > 1.8 * height  # two panels
+    code, out, _ = run(capsys, *arguments, "--alpha", "2", "--json")
+    panels = json.loads(out)["panels"]
+    assert list(panels) == ["de-confound", "tde, alpha 2"]
+    assert all(one["name"] in data.class_names for panel in panels.values() for one in panel)
+    code, _, err = run(capsys, "detect", tmp_path / "scene.png", "--run", suite / "baseline", "--alpha", "2")
+    assert (code, err) == (2, "tailwise: alpha: expected a run with TDE, got one of digit-scenes-lt/baseline\n")
+
+
+def test_what_will_not_do_is_named(suite, tmp_path, capsys):
+    for arguments, said in (
+        (("train", "lvis-v1/tdee"), "recipe: unknown value 'lvis-v1/tdee'; did you mean 'lvis-v1/tde'?"),
+        (("train", "lvis-v1/tde", "--data-dir", tmp_path), f"data-dir: expected lvis_v1_train.json in {tmp_path} or"),
+        (("train", "lvis-v1/tde"), "data-dir: lvis-v1 needs a local copy"),
+        (("train", "digit-scenes-lt/tde", "--protocol", "paper"), "protocol: expected none for a detector"),
+        (("train", "digit-scenes-lt/tde", "loss=seesaw"), "rows: expected a row of the classifier's own"),
+        (("train", "digit-scenes-lt/tde", "detector.framework=yolo"), "detector.framework: input should be"),
+        (("train", "digit-scenes-lt/tde", "inference.alfa=1"), "override: unknown key 'inference.alfa'; did you mean"),
+        (("evaluate", suite / "tde", "--power", "1"), "power, metric: expected none for a detector"),
+        (("evaluate", suite / "tde", "--alpha", "auto"), "alpha: expected a finite number"),
+        (("evaluate", suite / "tde", "--method", "crt"), "method: unknown value 'crt'"),
+        (("evaluate", suite), "expected a run folder with recipe.json"),
+        (("adjust", suite / "tde", "crt"), "expected format tailwise-run/1, got tailwise-detection-run/1"),
+        (("detect", tmp_path / "no.png", "--run", suite / "tde"), f"{tmp_path / 'no.png'}: "),
+    ):
+        code, out, err = run(capsys, *arguments)
+        assert (code, out) == (2, ""), arguments
+        assert said in err, err
+    with unchecked(), pytest.raises(InputError, match="backbone: unknown value 'resnet100'; did you mean 'resnet101'"):
+        resnet_fpn("resnet100")
+
+
+def test_another_number_of_classes_than_was_trained_for(suite, tmp_path, capsys):
+    folder = shutil.copytree(suite / "tde", tmp_path / "tde")
+    path = folder / "seed-0" / runs.CHECKPOINT
+    checkpoint = load_checkpoint(path)
+    from tailwise.train import save_checkpoint
+
+    few = {"class_names": checkpoint.meta["class_names"][:30], "counts": checkpoint.meta["counts"][:30]}
+    save_checkpoint(path, checkpoint.state, checkpoint.meta | few)
+    code, _, err = run(capsys, "evaluate", folder)
+    assert code == 2
+    assert "stages.0.classifier.classifier.weight is [41, 16], expected [31, 16]" in err
+    narrower = {name: tensor for name, tensor in checkpoint.state.items() if not name.startswith("mask_heads")}
+    save_checkpoint(path, narrower, checkpoint.meta)
+    code, _, err = run(capsys, "evaluate", folder)
+    assert (code, "mask_heads.0.convolutions.0.weight is missing" in err) == (2, True)
+
+
+def test_every_recipe_makes_a_detector(data):
+    for name, recipe in DETECTION_RECIPES.items():
+        if recipe.data.name != "digit-scenes-lt":  # the others have the same classifiers and losses
+            continue
+        detector = build_detector(override([recipe], ["detector.masks=false", *TINY[-5:]])[0], data.counts)
+        losses = detector([data.train[0]])
+        assert all(loss.isfinite() for loss in losses.values()), name
+        for row in recipe.rows:
+            assert detector.eval().detections(detector.look([data.test[0].image]), inference_of(recipe, row)), row
+
+
+def test_official_settings():
+    for name, warmup, clip, threshold in (("lvis-v1", 0.001, None, 1e-4), ("lvis-v0.5", 1 / 3, 35.0, 0.0)):
+        recipe = DETECTION_RECIPES[f"{name}/tde"]
+        training, classifier = recipe.training, recipe.classifier
+        assert (training.epochs, training.batch_size, training.learning_rate) == (20, 16, 0.02)
+        assert (training.milestones, training.weight_decay, training.momentum) == ((16, 19), 1e-4, 0.9)
+        assert (training.warmup_iterations, training.warmup_from, training.clip_norm) == (500, warmup, clip)
+        assert training.repeat_threshold == 0
+        assert (classifier.num_heads, classifier.tau, classifier.gamma, classifier.momentum) == (2, 16, 1 / 32, 0.9998)
+        assert (recipe.inference.alpha, recipe.inference.per_image, recipe.inference.score_threshold) == (
+            1.5,
+            300,
+            threshold,
+        )
+        assert recipe.detector.backbone == "resnet101"
+
+
+def test_the_page_shows_how_a_detector_is_made():
+    page = Path(__file__).parents[1] / "docs/detection.md"
+    (code,) = re.findall(r"^```python\n([^`]*?Detector\(.*?)^```", page.read_text(), flags=re.M | re.S)
+    names = {}
+    exec(code, names)
+    assert len(names["losses"]) == 2 + 3 * 3
+    assert len(names["after"]) == 1
+
+
+# ---- batches
+
+
+def test_batches_are_the_same_for_any_number_of_processes(data):
+    indices = torch.tensor([3, 1, 4, 1, 5, 9, 2])
+    settings = {"batch_size": 4, "flip": True, "seed": 5}
+    whole = [ids.tolist() for _, ids in ExampleBatches(data.train, indices, **settings)]
+    parts = [list(ExampleBatches(data.train, indices, rank=r, num_ranks=2, **settings)) for r in range(2)]
+    assert whole == [[4, 2, 5, 2], [6, 10, 3]]
+    assert [a.tolist() + b.tolist() for (_, a), (_, b) in zip(*parts, strict=True)] == whole
+    images = [one.image for examples, _ in ExampleBatches(data.train, indices, **settings) for one in examples]
+    again = [one.image for step in zip(*parts, strict=True) for examples, _ in step for one in examples]
+    assert all(torch.equal(a, b) for a, b in zip(images, again, strict=True))
+    turned = [not torch.equal(image, data.train[int(i)].image) for image, i in zip(images, indices, strict=True)]
+    assert any(turned)
+    assert not all(turned)
+    dropped = ExampleBatches(data.train, indices, batch_size=4, drop_last=True)
+    assert len(dropped) == len(list(dropped)) == 1
+    with pytest.raises(InputError, match="batch_size: expected a last batch of at least 2 images"):
+        ExampleBatches(data.train, indices[:5], batch_size=4, num_ranks=2)
+
+
+def test_a_loader_leaves_training_its_random_numbers(data):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    next(iter(ExampleBatches(data.train, torch.arange(4), batch_size=2, flip=True)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_flipped_twice_is_as_before_and_once_is_a_mirror(data):
+    one = data.train[0]
+    mirror = flipped(one)
+    assert torch.equal(mirror.masks, one.masks.flip(2))
+    for mask, (x1, y1, x2, y2) in zip(mirror.masks, mirror.boxes.int().tolist(), strict=True):
+        assert mask[y1:y2, x1:x2].sum() == mask.sum() > 0
+    back = flipped(mirror)
+    assert torch.equal(back.image, one.image)
+    assert torch.equal(back.boxes, one.boxes)
+    assert back.rles == one.rles
+    assert flipped(replace(one, rles=())).rles == ()
+
+
+def test_examples_come_apart_as_a_tensor_does():
+    for size in (1, 4, 7):
+        for number in (1, 2, 3):
+            parts = Examples(range(size)).chunk(number)
+            assert [list(part) for part in parts] == [part.tolist() for part in torch.arange(size).chunk(number)]
+
+
+def test_an_image_is_repeated_as_its_rarest_class_asks(data):
+    images = data.train.truth.images
+    crowd = replace(images[0], is_crowd=np.ones(len(images[0].labels), dtype=bool))
+    truth = Truth(data.train.truth.categories, (crowd, *images[1:]))
+    counts = truth.counts_by_images()
+    expected = []
+    for image in truth.images:
+        classes = set(image.labels[~image.is_crowd].tolist())
+        fractions = [counts.per_class[label - 1] / len(truth.images) for label in classes]
+        expected.append(max([1.0, *((0.3 / fraction) ** 0.5 for fraction in fractions)]))
+    drawn = np.stack(
+        [np.bincount(image_repeat_draw(truth, counts, 0.3, 0, e), minlength=len(expected)) for e in range(400)]
+    )
+    assert expected[0] == 1
+    assert max(expected) > 1.5
+    np.testing.assert_allclose(drawn.mean(axis=0), expected, atol=0.1)
+    assert sorted(image_repeat_draw(truth, counts, 0.0, 0, 1).tolist()) == list(range(len(expected)))
+
+
+def test_lvis_is_found_where_it_lies(tmp_path, data):
+    few = data.train.take(range(3))
+    names = ("lvis_v1_train.json", "lvis_v1_val.json")
+    for file in names:
+        write_split(few, tmp_path / "lvis" / "annotations" / file, tmp_path / "lvis")
+    read = lvis("lvis-v1", tmp_path)
+    assert (len(read.train), read.val, len(read.test)) == (3, None, 3)
+    assert read.counts == ClassCounts(few.truth.counts_by_images().per_class)
+    assert torch.equal(read.train[1].image, few[1].image)
+    with pytest.raises(InputError, match=r"data-dir: expected lvis_v0.5_train.json in"):
+        lvis("lvis-v0.5", tmp_path)
