@@ -158,7 +158,7 @@ def test_the_command_draws_and_tells(divided, capsys, tmp_path):
     code, out, err = command(capsys, divided, "--out", tmp_path / "tail.png")
     assert (code, err) == (0, "")
     assert "imbalance ratio 4.5, Gini 0.311" in out
-    assert "too small to be validated and tested, 1 classes (with images): owl (2)" in out
+    assert "too small to be validated and tested, 1 class (with images): owl (2)" in out
     assert "train/cat/003.jpg in train, test/cat/copy.jpg in test" in out
     assert "no pairs that look alike in two splits" in out
     assert "to begin with: decoupling backbone.frozen=true" in out

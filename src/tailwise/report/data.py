@@ -68,7 +68,9 @@ def print_audit(console: Console, record: dict[str, Any], lines: Sequence[str] =
     if record["too_small"]:
         some = ", ".join(f"{one['class']} ({one['images']})" for one in record["too_small"][:SHOWN])
         more = ", ..." if len(record["too_small"]) > SHOWN else ""
-        say(f"too small to be validated and tested, {len(record['too_small']):,} classes (with images): {some}{more}")
+        number = len(record["too_small"])
+        classes = f"{number:,} class{'es' * (number > 1)}"
+        say(f"too small to be validated and tested, {classes} (with images): {some}{more}")
     if record["duplicates"] is None:
         say("duplicates: not looked for")
     for kind, what in DUPLICATES.items() if record["duplicates"] is not None else ():
