@@ -21,7 +21,7 @@ format:  ## put the code in ruff's format, sort imports
 	$(RUN) ruff format .
 
 test:  ## the test suite, as README.md has it
-	$(RUN) pytest
+	$(RUN) pytest -n 2 --dist loadfile
 
 campaign:  ## kill training 50 times at random moments (a quarter of an hour); writes results/campaign.json
 	$(RUN) python tests/campaign.py
