@@ -78,7 +78,8 @@ def test_a_table_without_data_says_so_and_needs_the_catalog_alone():
         for cell in table.cells if table.number else ():
             assert f"digits-lt/{targets._title(cell)}" in RECIPES
     assert {target.lacks for target in targets_of("kang-1")} == {None}
-    assert {target.lacks for target in targets_of("tang-5")} == {"no recipe: lvis-v0.5 is not in the catalog"}
+    (lacks,) = {target.lacks for target in targets_of("tang-5")}
+    assert lacks.startswith("no recipe: detectors are trained by tailwise train")
     sampled = next(table for table in published_tables() if (table.paper, table.number) == (targets.KANG, 5))
     titles = [targets._title(row[0]) for row in sampled.rows]
     assert titles == ["decoupling", *(f"decoupling-{sampler}" for sampler in catalog.SAMPLERS[1::-1]), titles[3]]

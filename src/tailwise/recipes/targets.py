@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from itertools import chain
 
 from tailwise import checks
-from tailwise.recipes.catalog import DATA, DECOUPLING, RECIPES, SAMPLERS, TABLE_3
+from tailwise.recipes.catalog import DECOUPLING, RECIPES, SAMPLERS, TABLE_3
 from tailwise.recipes.overrides import override
 from tailwise.recipes.published import Cell, published_table, published_tables
 from tailwise.recipes.schema import Recipe
@@ -202,8 +202,8 @@ def _setting(recipe: Recipe | None) -> str | None:
 def _recipe_of(cell: Cell) -> tuple[Recipe | None, str | None]:
     """The recipe of a cell with what the cell changes in it, or what is missing for one."""
     name = cell.recipe or f"{cell.data}/{_title(cell)}"
-    if cell.data not in DATA:
-        return None, f"no recipe: {cell.data} is not in the catalog"
+    if cell.data.startswith("lvis"):
+        return None, "no recipe: detectors are trained by tailwise train, and not compared here yet"
     if name not in RECIPES:
         return None, f"no recipe {name}"
     if cell.split == "val" and cell.data != "inaturalist-2018":  # whose val is its test
