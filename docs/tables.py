@@ -58,8 +58,9 @@ def rendered(name: str) -> str:
     """The table that the command printed, as text."""
     if name == "scale-plan":
         return scale_plan.table(scale_plan.Plan())
-    if name == "estimator-cost":
-        return estimator.cost_table(json.loads((ROOT / "results/estimator.json").read_text()))
+    if name in ("estimator-cost", "estimator-logistic"):
+        table = estimator.cost_table if name == "estimator-cost" else estimator.logistic_table
+        return table(json.loads((ROOT / "results/estimator.json").read_text()))
     record = json.loads((ROOT / f"results/{name}.json").read_text())
     if name in OF_SCRIPTS:
         return OF_SCRIPTS[name](record)

@@ -9,55 +9,23 @@ from rich.console import Console
 
 from tailwise import checks
 from tailwise.cli.output import print_json, warnings_as_notes
+from tailwise.cli.training import train_into_folder
 
 
-def train_detection(
-    name: str,
-    settings: Sequence[str],
-    *,
-    seeds: int | None,
-    data_dir: Path | None,
-    device: str,
-    out: Path | None,
-    resume: bool,
-    save_every: float,
-    track: Sequence[Any],
-    json: bool,
-) -> None:
-    """Train a detection recipe or suite and print one table; the terms are those of `train`."""
+def train_detection(name: str, settings: Sequence[str], *, json: bool, **how: Any) -> None:
+    """Train a detection recipe or suite and print one table; the terms are those of `train_into_folder`."""
     from tailwise.recipes.detection import find_detection
     from tailwise.recipes.overrides import override
 
     chosen = override(find_detection(name), settings)
-    numbers = range(checks.whole("seeds", chosen[0].seeds if seeds is None else seeds))
 
-    from tailwise import ranks
-    from tailwise.recipes import runs
     from tailwise.recipes.detection_experiment import train_detectors
-    from tailwise.recipes.watch import Together
     from tailwise.report.detection import combined_precision
-    from tailwise.report.progress import watching
-    from tailwise.report.trackers import trackers
 
-    tracked = trackers(track)
-    with ranks.joined(), warnings_as_notes():
-        resume = resume or ranks.restarted()
-        folder = ranks.agree(runs.last_folder(name, out) if resume else runs.free_folder(name, out))
-        if resume and not ranks.restarted():
-            runs.check_begun(folder, suite=len(chosen) > 1)
-        with watching(Console(stderr=True, quiet=json or not ranks.is_main())) as shown:
-            trained = train_detectors(
-                chosen,
-                list(numbers),
-                folder,
-                data_dir=data_dir,
-                watch=Together(shown, tracked if ranks.is_main() else {}),
-                device=device,
-                resume=resume,
-                save_every=save_every,
-            )
-        if not ranks.is_main():
-            return
+    done = train_into_folder(train_detectors, chosen, name, json=json, **how)
+    if done is None:
+        return
+    trained, folder = done
     results = {str(run.path): [seed.results() for seed in run.seeds] for run in trained}
     command = shlex.join(["tailwise", "train", name, *settings, "--seeds", str(len(trained[0].seeds))])
     record = combined_precision(name, results) | {"command": command, "wrote": [str(folder)]}

@@ -2,15 +2,15 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from tailwise import checks
 from tailwise.cli.detection import train_detection
 from tailwise.cli.options import DataDir, Device, Json, Seeds, Track
-from tailwise.cli.output import show, warnings_as_notes
+from tailwise.cli.output import show
+from tailwise.cli.training import train_into_folder
 
 
 def train(
@@ -40,53 +40,32 @@ def train(
     from tailwise.recipes.overrides import override
 
     checks.choice("recipe", name, [*SUITES, *RECIPES, *DETECTION_SUITES, *DETECTION_RECIPES])
+    how: dict[str, Any] = {
+        "seeds": seeds,
+        "data_dir": data_dir,
+        "device": device,
+        "out": out,
+        "resume": resume,
+        "save_every": save_every,
+        "track": track or [],
+        "json": json,
+    }
     if name in DETECTION_SUITES or name in DETECTION_RECIPES:
         if protocol is not None:
             raise checks.InputError(
                 f"protocol: expected none for a detector, whose settings are published ones, got {protocol}"
             )
-        train_detection(
-            name,
-            settings,
-            seeds=seeds,
-            data_dir=data_dir,
-            device=device,
-            out=out,
-            resume=resume,
-            save_every=save_every,
-            track=track or [],
-            json=json,
-        )
+        train_detection(name, settings, **how)
         return
     chosen = override(find(name), [*settings, *([f"protocol={protocol}"] if protocol else [])])
-    numbers = range(checks.whole("seeds", chosen[0].seeds if seeds is None else seeds))
 
-    from tailwise import ranks
-    from tailwise.recipes import experiment, runs
-    from tailwise.recipes.watch import Together
-    from tailwise.report.progress import watching
+    from tailwise.recipes import experiment
     from tailwise.report.summary import combined
-    from tailwise.report.trackers import trackers
 
-    tracked = trackers(track or [])
-    with ranks.joined(), warnings_as_notes():
-        resume = resume or ranks.restarted()
-        folder = ranks.agree(runs.last_folder(name, out) if resume else runs.free_folder(name, out))
-        if resume and not ranks.restarted():
-            runs.check_begun(folder, suite=len(chosen) > 1)
-        with watching(Console(stderr=True, quiet=json or not ranks.is_main())) as shown:
-            trained = experiment.train(
-                chosen,
-                list(numbers),
-                folder,
-                data_dir=data_dir,
-                watch=Together(shown, tracked if ranks.is_main() else {}),
-                device=device,
-                resume=resume,
-                save_every=save_every,
-            )
-        if not ranks.is_main():
-            return
+    done = train_into_folder(experiment.train, chosen, name, **how)
+    if done is None:
+        return
+    trained, folder = done
     results = {str(run.path): [seed.results() for seed in run.seeds] for run in trained}
     seeds_there = len(trained[0].seeds)
     asked = [*settings, "--seeds", str(seeds_there), *(["--protocol", protocol] if protocol else [])]

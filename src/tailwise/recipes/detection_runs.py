@@ -49,11 +49,7 @@ class DetectionRun:
         Raises:
             InputError: no such seed here.
         """
-        for seed in self.seeds:
-            if number in (None, seed.seed):
-                return seed
-        there = ", ".join(str(seed.seed) for seed in self.seeds)
-        raise checks.InputError(f"seed: expected one of {there}, got {number}")
+        return runs.chosen_seed(self.seeds, number)
 
 
 def is_detection(path: Path) -> bool:

@@ -7,11 +7,11 @@ RUN/seed-0/ holds checkpoint.safetensors (the weights the protocol chose), resul
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,9 +21,18 @@ from tailwise.recipes.schema import Recipe
 
 FORMAT = "tailwise-run/1"
 Settled = TypeVar("Settled", bound=BaseModel)  # a recipe of some kind
+Seeded = TypeVar("Seeded", bound="HasSeed")
 RECIPE, CHECKPOINT, RESULTS, LOG = "recipe.json", "checkpoint.safetensors", "results.json", "log.jsonl"
 PARTIAL = ".partial"
 RESULT_KEYS = {"seed", "subset_hash", "protocol", "published_counts", "versions", "checkpoint", "rows"}
+
+
+@runtime_checkable
+class HasSeed(Protocol):
+    """A finished seed of some kind of run."""
+
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,7 @@ class Run:
         Raises:
             InputError: no such seed here.
         """
-        for seed in self.seeds:
-            if number in (None, seed.seed):
-                return seed
-        there = ", ".join(str(seed.seed) for seed in self.seeds)
-        raise checks.InputError(f"seed: expected one of {there}, got {number}")
+        return chosen_seed(self.seeds, number)
 
     @property
     def rows(self) -> list[str]:
@@ -84,6 +89,14 @@ class Run:
         kept = [{path.stem for path in seed.path.glob("adjusted/*.safetensors")} for seed in self.seeds]
         own, *others = self.recipe.methods
         return [own, *(name for name in METHODS if name in set.intersection(*kept).union(others))]
+
+
+def chosen_seed(seeds: Sequence[Seeded], number: int | None) -> Seeded:
+    """The seed of this number, the first for None; errors as in `Run.seed`."""
+    for seed in seeds:
+        if number in (None, seed.seed):
+            return seed
+    raise checks.InputError(f"seed: expected one of {', '.join(str(seed.seed) for seed in seeds)}, got {number}")
 
 
 def open_run(path: Path) -> Run:
