@@ -14,6 +14,8 @@ from causal_oracles import unchecked
 from tailwise.checks import InputError
 from tailwise.cli import main
 from tailwise.counts import ClassCounts
+from tailwise.data import benchmarks
+from tailwise.data.preparing import prepare
 from tailwise.detect import Truth, average_precision, digit_scenes_lt, write_split
 from tailwise.detect.backbones import resnet_fpn
 from tailwise.detect.loading import ExampleBatches, Examples, flipped, image_repeat_draw
@@ -308,3 +310,18 @@ def test_lvis_is_found_where_it_lies(tmp_path, data):
     assert torch.equal(read.train[1].image, few[1].image)
     with pytest.raises(InputError, match=r"data-dir: expected lvis_v0.5_train.json in"):
         lvis("lvis-v0.5", tmp_path)
+
+
+def test_lvis_is_read_where_its_verification_finds_it(tmp_path, data, monkeypatch):
+    few = data.train.take(range(3))
+    facts = benchmarks.LVIS["lvis-v0.5"]
+    for part, file in facts.annotations.items():
+        images = tuple(replace(one, file=f"{part}2017/{one.image_id:012d}.png") for one in few.truth.images)
+        named = replace(few, truth=replace(few.truth, images=images))
+        write_split(named, tmp_path / "lvis_annotations" / file, tmp_path / "coco")
+    known = replace(facts, categories=40, totals={})
+    monkeypatch.setitem(benchmarks.LVIS, "lvis-v0.5", known)
+    prepared = prepare("lvis-v0.5", tmp_path)
+    assert (prepared.ready, prepared.root) == (True, tmp_path / "coco")
+    read = lvis("lvis-v0.5", tmp_path)
+    assert torch.equal(read.test[2].image, few[2].image)

@@ -5,14 +5,18 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from tailwise import InputError
+from tailwise.adjust import tde
 from tailwise.backbones import RESNETS
 from tailwise.cli import main
+from tailwise.detect.backbones import ResNetName
+from tailwise.evaluate import Store
 from tailwise.recipes import catalog, estimate, measure, plan, reproduce, runs, targets
 from tailwise.recipes.build_backbone import BACKBONES
 from tailwise.recipes.build_data import build_data
@@ -78,8 +82,6 @@ def test_a_table_without_data_says_so_and_needs_the_catalog_alone():
         for cell in table.cells if table.number else ():
             assert f"digits-lt/{targets._title(cell)}" in RECIPES
     assert {target.lacks for target in targets_of("kang-1")} == {None}
-    (lacks,) = {target.lacks for target in targets_of("tang-5")}
-    assert lacks.startswith("no recipe: detectors are trained by tailwise train")
     sampled = next(table for table in published_tables() if (table.paper, table.number) == (targets.KANG, 5))
     titles = [targets._title(row[0]) for row in sampled.rows]
     assert titles == ["decoupling", *(f"decoupling-{sampler}" for sampler in catalog.SAMPLERS[1::-1]), titles[3]]
@@ -89,7 +91,9 @@ def test_a_table_without_data_says_so_and_needs_the_catalog_alone():
 def test_every_printed_network_is_built():
     for table in published_tables():
         for cell in table.cells if table.number else ():
-            if not cell.data.startswith("lvis"):
+            if cell.data.startswith("lvis"):
+                assert targets._network(cell.backbone.removesuffix("-FPN")) in get_args(ResNetName)
+            else:
                 assert targets._network(cell.backbone) in {*BACKBONES, *RESNETS}
 
 
@@ -100,8 +104,11 @@ def test_what_a_cell_changes_in_its_recipe():
     target = targets._target(cell.model_copy(update=given), epochs=False)
     assert (target.recipe.classifier.num_heads, target.recipe.stages[0].epochs, target.alpha) == (4, 120, 2.5)
     assert targets._target(cell.model_copy(update={**given, "alpha": 1.5}), epochs=False).alpha is None
-    on_val = targets._target(cell.model_copy(update={**given, "split": "val"}), epochs=False)
-    assert (on_val.recipe, on_val.lacks) == (None, "printed of val, rows here are of test")
+    assert target.under == "paper"
+    on_val = targets._target(cell.model_copy(update={**given, "alpha": 1.5, "split": "val"}), epochs=False)
+    assert (on_val.under, on_val.alpha) == ("clean", 1.5)  # clean would choose another
+    assert {(target.under, target.lacks) for target in targets_of("tang-6")} == {("clean", None)}
+    assert {target.under for target in targets_of("kang-7")} == {"paper"}  # whose val is its test
 
 
 def test_rows_by_name():
@@ -464,6 +471,30 @@ def test_other_protocols_stand_beside(out, tmp_path, capsys):
     assert len(clean) == 5  # metric, mean, one seed; no verdict
     joint = [row for row in rows if row[:1] == ["Joint"]]
     assert [row[-1] for row in joint] == ["pass", "above"]
+
+
+@pytest.mark.usefixtures("printed_rows_alone")
+def test_what_is_printed_of_val_is_compared_with_val(table, tmp_path, monkeypatch):
+    (printed,) = (
+        cell for cell in targets.published_table(targets.KANG, 1).cells if (cell.method, cell.metric) == ("tde", "all")
+    )
+    cells = [
+        printed.model_copy(update={"split": "val", **more}) for more in ({"method": "de-confound", "alpha": None}, {})
+    ]
+    found = [targets._target(cell, epochs=False) for cell in cells]
+    monkeypatch.setattr(plan, "targets_of", lambda *_: found)
+    made = plan.plan(Request("kang-1", tmp_path, seeds=1))
+    assert [job.recipe.protocol for job in made.jobs] == ["clean"]
+    assert reproduce.work(made, Silent()) == []
+    lines = reproduce.record(made)["lines"]
+    (seed,) = tmp_path.glob("*/*/seed-0")
+    val = Store.load(seed / "stores/val", runs.read_json(seed / "results.json")["checkpoint"])
+    logits = tde(torch.tensor(val.features), measure.load_model(seed).classifier, 0.5)
+    said = (val.logits.argmax(axis=1), logits.detach().numpy().argmax(axis=1))
+    accuracy = [float(100 * np.mean(predicted == val.labels)) for predicted in said]
+    assert [line["ours"]["clean"]["values"] for line in lines] == [[pytest.approx(one)] for one in accuracy]
+    assert [line["verdict"] for line in lines] == ["single run", "single run"]
+    assert lines[1]["difference"] == pytest.approx(accuracy[1] - 50.0)
 
 
 def test_a_record_outlives_its_runs(out, tmp_path):

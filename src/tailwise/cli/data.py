@@ -26,7 +26,7 @@ DECODE_HELP = "Decode every image in full, which finds truncated ones; otherwise
 @data.command
 def prepare(
     name: Annotated[
-        str, Parameter(help="imagenet-lt, places-lt, inaturalist-2018, cifar10, cifar100, lvis-v1.0 or own.")
+        str, Parameter(help="imagenet-lt, places-lt, inaturalist-2018, cifar10, cifar100, lvis-v1 or own.")
     ],
     /,
     *,

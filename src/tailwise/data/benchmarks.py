@@ -246,8 +246,8 @@ LVIS: dict[str, Lvis] = {
         totals={"train": (None, 693_958)},  # "57k" and "5k" images is all that its own page says
         needs=_lvis_needed("v0.5"),
     ),
-    "lvis-v1.0": Lvis(
-        name="lvis-v1.0",
+    "lvis-v1": Lvis(
+        name="lvis-v1",
         annotations={"train": "lvis_v1_train.json", "val": "lvis_v1_val.json"},
         categories=1203,
         totals={"train": (100_170, 1_270_141), "val": (19_809, 244_707)},  # its download page

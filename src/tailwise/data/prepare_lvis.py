@@ -25,7 +25,7 @@ def prepare_lvis(facts: Lvis, data_dir: Path, *, decode: bool = False, progress:
     Raises:
         InputError: an annotation file in another form.
     """
-    places = {part: _find(data_dir, name) for part, name in facts.annotations.items()}
+    places = {part: annotation_file(data_dir, name) for part, name in facts.annotations.items()}
     annotations = {part: path for part, path in places.items() if path is not None}
     if len(annotations) < len(places):
         return Prepared(facts.name, needs=needed(facts.needs, data_dir))
@@ -41,7 +41,7 @@ def prepare_lvis(facts: Lvis, data_dir: Path, *, decode: bool = False, progress:
     if not all(check.ok for check in compared):
         return Prepared(facts.name, tuple(compared))
     names = list(named)
-    folders = [data_dir / folder for folder in FOLDERS if (data_dir / folder).is_dir()]
+    folders = image_folders(data_dir)
     here = [files_there(folder, names) for folder in folders]
     best = int(np.argmax([there.sum() for there in here]))
     root, there = folders[best], here[best]
@@ -52,7 +52,13 @@ def prepare_lvis(facts: Lvis, data_dir: Path, *, decode: bool = False, progress:
     return Prepared(facts.name, tuple(compared), (), missing, tuple(why for _, why in broken), root=root)
 
 
-def _find(data_dir: Path, name: str) -> Path | None:
+def image_folders(data_dir: Path) -> list[Path]:
+    """The folders that train2017/ and val2017/ may lie in."""
+    return [data_dir / folder for folder in FOLDERS if (data_dir / folder).is_dir()]
+
+
+def annotation_file(data_dir: Path, name: str) -> Path | None:
+    """Where an annotation file lies: in the folder, in one of it, or in that one's annotations/."""
     places = (data_dir / name, *sorted(data_dir.glob(f"*/{name}")), *sorted(data_dir.glob(f"*/annotations/{name}")))
     return next((place for place in places if place.is_file()), None)
 

@@ -4,13 +4,10 @@ import os
 from pathlib import Path
 
 from tailwise import checks
+from tailwise.data.benchmarks import LVIS
+from tailwise.data.prepare_lvis import annotation_file, image_folders
 from tailwise.detect.contract import DetectionData
 from tailwise.detect.folders import read_split
-
-FILES = {
-    "lvis-v0.5": ("lvis_v0.5_train.json", "lvis_v0.5_val.json"),
-    "lvis-v1": ("lvis_v1_train.json", "lvis_v1_val.json"),
-}
 
 
 def lvis(version: str, data_dir: Path | None = None) -> DetectionData:
@@ -18,25 +15,33 @@ def lvis(version: str, data_dir: Path | None = None) -> DetectionData:
 
     Args:
         version: "lvis-v0.5" or "lvis-v1".
-        data_dir: holds the two files, itself or in annotations/, and train2017/ and val2017/. If None, the
-            environment variable TAILWISE_DATA is asked; its lvis/ is looked into, too.
+        data_dir: as `tailwise data prepare` verifies it: the two files are in it or in a folder of it, train2017/ and
+            val2017/ in it or in its coco/, lvis/ or images/. If None, the environment variable TAILWISE_DATA is asked.
 
     Raises:
         InputError: an unknown version, no such folder, a file that is absent or will not do.
     """
-    checks.choice("version", version, FILES)
+    checks.choice("version", version, LVIS)
     where = data_dir or (Path(os.environ["TAILWISE_DATA"]) if os.environ.get("TAILWISE_DATA") else None)
     if where is None:
         raise checks.InputError(f"data-dir: {version} needs a local copy; give --data-dir or set TAILWISE_DATA")
-    roots = (where, where / "lvis")
     splits = []
-    for name in FILES[version]:
-        places = [(root / folder / name, root) for root in roots for folder in ("", "annotations")]
-        found = next(((path, root) for path, root in places if path.is_file()), None)
-        if found is None:
-            raise checks.InputError(f"data-dir: expected {name} in {where} or its annotations/, got none")
-        splits.append(read_split(*found))
+    for name in LVIS[version].annotations.values():
+        path = annotation_file(where, name)
+        if path is None:
+            raise checks.InputError(
+                f"data-dir: expected {name} in {where} or a folder of it, got none; "
+                f"tailwise data prepare {version} says what to download"
+            )
+        splits.append(read_split(path, _images_of(path, where)))
     train, val = splits
     if [one.id for one in train.truth.categories] != [one.id for one in val.truth.categories]:
         raise checks.InputError(f"data-dir: expected the same categories in both files of {version}, got others")
     return DetectionData(version, train, None, val, train.truth.counts_by_images())
+
+
+def _images_of(annotations: Path, data_dir: Path) -> Path:
+    """The folder that has COCO's, or the one that the annotation file lies in."""
+    beside = annotations.parent.parent if annotations.parent.name == "annotations" else annotations.parent
+    coco = [folder for folder in image_folders(data_dir) if any(folder.glob("*2017/"))]
+    return coco[0] if coco else beside

@@ -44,6 +44,7 @@ def train_detectors(
     device: str = "auto",
     resume: bool = False,
     save_every: float = 60.0,
+    until: float | None = None,
 ) -> list[DetectionRun]:
     """Train every recipe with every seed; one recipe goes to `folder`, several each to a sub-folder of it.
 
@@ -62,7 +63,7 @@ def train_detectors(
     if resume:
         for recipe in recipes:
             check_same(recipe, folders[recipe.name] / runs.RECIPE)
-    how = How(data_dir, watch, where, resume, save_every, until=None)
+    how = How(data_dir, watch, where, resume, save_every, until)
     for recipe in recipes:
         train_seeds(recipe, seeds, folders[recipe.name], how, FORMAT, _trained_one)
     return [open_detection_run(folders[recipe.name]) for recipe in recipes]
@@ -85,6 +86,7 @@ def _trained_one(recipe: DetectionRecipe, seed: int, folder: Path, label: str, h
             "counts": list(data.counts.per_class),
             "frequencies": [category.frequency for category in data.train.truth.categories],
             "class_names": list(data.class_names),
+            "train_images": len(data.train),
             "versions": versions(how.device, compiled=False),
         }
         log = Log(written / runs.LOG)
@@ -99,7 +101,7 @@ def _trained_one(recipe: DetectionRecipe, seed: int, folder: Path, label: str, h
         if not ranks.agree(done.exists()):
             stage = build_detection_stage(recipe, data, seed)
             load = build_detection_load(recipe, data, seed, how.device)
-            place = Place(written / "last-first.safetensors", how.save_every, log, 0, about)
+            place = Place(written / "last-first.safetensors", how.save_every, log, 0, about, how.until)
             compute = Compute(how.device, recipe.compute.precision)
             epoch = fit_kept(detector, [stage], load, LastEpoch(), place, on_epoch, compute)
             if ranks.is_main():
@@ -137,6 +139,18 @@ def measured(
     everywhere = {name: [one for part in ranks.gathered(answers) for one in part] for name, answers in found.items()}
     rows = {name: _row(split, answers, hows[name], bool(detector.mask_heads)) for name, answers in everywhere.items()}
     return rows, everywhere
+
+
+def add_rows(
+    seed: DetectionSeed, rows: Sequence[str], *, alpha: float, data_dir: Path | None = None, device: str = "auto"
+) -> None:
+    """Measure a finished seed's detector for more rows, or at another alpha, and keep them in its result.
+
+    Errors as in `measured_again`.
+    """
+    found, _, _ = measured_again(seed, rows, alpha=alpha, data_dir=data_dir, device=device)
+    result = seed.results()
+    runs.write_json(seed.path / runs.RESULTS, {**result, "rows": {**result["rows"], **found["rows"]}})
 
 
 def _row(split: DetectionSplit, answers: Sequence[Detections], how: Inference, masks: bool) -> Row:

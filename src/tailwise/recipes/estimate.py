@@ -5,22 +5,25 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from tailwise import checks
 from tailwise.data import LongTailedData
+from tailwise.detect import DetectionData
 from tailwise.recipes import runs
 from tailwise.recipes.build import build_compute, build_model, cpu_threads
+from tailwise.recipes.build_detection import build_detection_load, build_detection_stage, build_detector
 from tailwise.recipes.build_stages import build_load, build_stages, build_view
+from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.schema import Recipe
 from tailwise.seeds import mixed_seed
-from tailwise.train import Batches, fit
+from tailwise.train import Batches, Compute, Stage, fit
 from tailwise.train.compute import peak_memory
 
 STEPS, SECONDS = 3, 3.0  # that a timing takes, whichever ends first, after a step to warm up
@@ -47,14 +50,14 @@ class _Enough(Exception):  # noqa: N818  # no error: it ends a timing
 class _Timed:
     """The batches of an epoch; notes when each is asked for, and ends when enough were."""
 
-    batches: Batches
+    batches: Any
     device: torch.device
     asked: list[float]
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
@@ -73,24 +76,43 @@ def timed_cost(recipe: Recipe, data: LongTailedData, device: torch.device) -> Co
     Raises:
         InputError: settings that do not fit the data.
     """
-    placed, asked = data.to(device), list[float]()
+    placed = data.to(device)
     with cpu_threads(recipe), torch.random.fork_rng(devices=[]):
         torch.manual_seed(mixed_seed(0))
         model = build_model(recipe, placed.counts.num_classes)
         (stage,) = build_stages(recipe.stages[:1], recipe, model, placed, 0)
         load = build_load(recipe.stages[:1], placed, 0)
-        enough = replace(stage, epochs=STEPS + 2)  # where an epoch is a single step
-        with contextlib.suppress(_Enough):
-            fit(
-                build_view(recipe.stages[0], model),
-                [enough],
-                lambda _, epoch: _Timed(load(stage, epoch), device, asked),
-                compute=build_compute(recipe, device),
-            )
-        steps = len(load(stage, 1))
+        view, compute = build_view(recipe.stages[0], model), build_compute(recipe, device)
+        return _timed_steps(view, stage, load, compute, device)
+
+
+def timed_detector_cost(recipe: DetectionRecipe, data: DetectionData, device: torch.device) -> Cost:
+    """As `timed_cost`, of a detector: in steps of one image, which a CPU may need half a minute for.
+
+    Memory is that of one image at a time.
+
+    Raises:
+        InputError: settings that do not fit the data.
+    """
+    single = recipe.training.model_copy(update={"batch_size": 1, "accumulate": 1})
+    alone = recipe.model_copy(update={"training": single})
+    with cpu_threads(recipe), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mixed_seed(0))
+        detector = build_detector(recipe, data.counts).to(device)
+        stage, load = build_detection_stage(alone, data, 0), build_detection_load(alone, data, 0, device)
+        return _timed_steps(detector, stage, load, Compute(device, recipe.compute.precision), device)
+
+
+def _timed_steps(
+    model: nn.Module, stage: Stage, load: Callable[[Stage, int], Batches], compute: Compute, device: torch.device
+) -> Cost:
+    asked = list[float]()
+    enough = replace(stage, epochs=STEPS + 2)  # where an epoch is a single step
+    with contextlib.suppress(_Enough):
+        fit(model, [enough], lambda _, epoch: _Timed(load(stage, epoch), device, asked), compute=compute)
     first, *others = (after - before for before, after in itertools.pairwise(asked))
     step = statistics.median(others)
-    return Cost(step * steps, peak_memory(device), "steps", start=max(0.0, first - step))
+    return Cost(step * len(load(stage, 1)), peak_memory(device), "steps", start=max(0.0, first - step))
 
 
 def logged_cost(path: Path) -> tuple[int, Cost | None]:

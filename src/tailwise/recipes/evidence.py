@@ -10,20 +10,30 @@ from typing import Any
 from pydantic import ValidationError
 
 from tailwise.data.long_tail import long_tailed_counts
-from tailwise.recipes import runs
+from tailwise.recipes import detection_runs, runs
 from tailwise.recipes.catalog import with_second_stage
 from tailwise.recipes.datasets import SubsetSettings
+from tailwise.recipes.detection import DetectionRecipe
+from tailwise.recipes.detection_runs import DetectionSeed
 from tailwise.recipes.schema import Recipe, SecondStageSettings
 from tailwise.recipes.targets import Target
 from tailwise.report.summary import mean_and_std
 
 DEEPEST = 4  # folders between --out and a run
 FIRST_STAGE = {"data", "backbone", "classifier", "stages", "protocol", "metric", "allow_unseen"}
-# Training images that the published numbers are of; CIFAR's follow from ratio and classes
-BENCHMARK = {"imagenet-lt": 115_846, "places-lt": 62_500, "inaturalist-2018": 437_513}
+# What does not change how a detector is trained, nor its boxes
+NO_MATTER: Any = {
+    **dict.fromkeys(("name", "rows", "seeds", "compute"), True),
+    "data": {"workers"},
+    "inference": {"alpha"},
+}
+# Training images that the published numbers are of; CIFAR's follow from ratio and classes. LVIS v0.5's page says "57k".
+BENCHMARK = {"imagenet-lt": 115_846, "places-lt": 62_500, "inaturalist-2018": 437_513, "lvis-v1": 100_170}
+ABOUT = {"lvis-v0.5": 57_000}
 CIFAR_CLASSES = {"cifar10-lt": 10, "cifar100-lt": 100}
 GROUPS = ("many", "medium", "few", "all")
-KEPT = (*GROUPS, "alpha", "norm_power", "head_cosine", "distance")  # of a row, in a record
+PRECISIONS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APbox")
+KEPT = (*GROUPS, *PRECISIONS, "alpha", "norm_power", "head_cosine", "distance")  # of a row, in a record
 
 
 @dataclass(frozen=True)
@@ -31,12 +41,16 @@ class Begun:
     """A run folder, perhaps without a finished seed; recipe: what it was begun with."""
 
     path: Path
-    recipe: Recipe
+    recipe: Recipe | DetectionRecipe
 
-    def seed(self, number: int) -> runs.SeedFolder | None:
+    def seed(self, number: int) -> runs.SeedFolder | DetectionSeed | None:
         """The folder of a seed, None if it is not finished."""
         folder = self.path / f"seed-{number}"
-        return runs.SeedFolder(folder, self.recipe, number) if (folder / runs.RESULTS).is_file() else None
+        if not (folder / runs.RESULTS).is_file():
+            return None
+        if isinstance(self.recipe, DetectionRecipe):
+            return DetectionSeed(folder, self.recipe, number)
+        return runs.SeedFolder(folder, self.recipe, number)
 
     @property
     def seeds(self) -> list[int]:
@@ -45,16 +59,19 @@ class Begun:
         return sorted({int(name) for name in names if name.isascii() and name.isdecimal()})
 
 
-def first_stage(recipe: Recipe, seed: int) -> str:
+def first_stage(recipe: Recipe | DetectionRecipe, seed: int) -> str:
     """What makes two first stages the same training: their settings but for how arithmetic is done, and the subset.
 
-    Two recipes of one first stage, such as those of two adjusters, share the run.
+    Two recipes of one first stage, such as those of two adjusters, share the run. A detector's is all of its training.
     """
-    settings = recipe.model_dump(mode="json", include=FIRST_STAGE)
-    if settings["data"]["subset_seed"] is None:
+    if isinstance(recipe, DetectionRecipe):
+        settings = recipe.model_dump(mode="json", exclude=NO_MATTER)
+    else:
+        settings = recipe.model_dump(mode="json", include=FIRST_STAGE)
+        if recipe.protocol == "paper":
+            del settings["metric"]  # nothing is chosen by it
+    if settings["data"].get("subset_seed", seed) is None:
         settings["data"]["subset_seed"] = seed
-    if recipe.protocol == "paper":
-        del settings["metric"]  # nothing is chosen by it
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -64,7 +81,9 @@ def begun_below(out: Path) -> list[Begun]:
     for depth in range(DEEPEST):
         for path in sorted(out.glob("*/" * depth + runs.RECIPE)):
             try:
-                found.append(Begun(path.parent, Recipe.model_validate(runs.read_json(path)["recipe"])))
+                content = runs.read_json(path)
+                kind = DetectionRecipe if content["format"] == detection_runs.FORMAT else Recipe
+                found.append(Begun(path.parent, kind.model_validate(content["recipe"])))
             except (ValidationError, ValueError, KeyError):
                 continue
     return found
@@ -76,12 +95,14 @@ def run_of(begun: Sequence[Begun], key: str, seed: int) -> Begun | None:
     return max(fitting, key=lambda run: (run.seed(seed) is not None, seed in run.seeds), default=None)
 
 
-def usable_rows(results: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+def usable_rows(results: Mapping[str, Any], recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
     """The rows of a seed that are as the recipe would have them now: its alpha, its second stages."""
     return {name: row for name, row in results["rows"].items() if _as_planned(name, row, recipe)}
 
 
-def _as_planned(name: str, row: Mapping[str, Any], recipe: Recipe) -> bool:
+def _as_planned(name: str, row: Mapping[str, Any], recipe: Recipe | DetectionRecipe) -> bool:
+    if isinstance(recipe, DetectionRecipe):
+        return bool(row.get("alpha", recipe.inference.alpha) == recipe.inference.alpha)
     if "alpha" in row and recipe.protocol == "paper":
         alpha = recipe.tde.fixed_alpha if recipe.tde.alpha is None else recipe.tde.alpha
         return bool(row["alpha"]["value"] == alpha)
@@ -96,8 +117,9 @@ def _as_planned(name: str, row: Mapping[str, Any], recipe: Recipe) -> bool:
 
 
 def row_name(target: Target) -> str:
-    """What a target's row is called in the evidence: its method, with alpha where that is not the recipe's."""
-    return target.method if target.alpha is None else f"{target.method}, alpha {target.alpha:g}"
+    """What a target's row is called in the evidence: its method, with alpha where that is not the recipe's, and val."""
+    alpha = "" if target.alpha is None else f", alpha {target.alpha:g}"
+    return f"{target.method}{alpha}{', val' * target.on_val}"
 
 
 def kept(results: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,20 +127,21 @@ def kept(results: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "seed": results["seed"],
         "subset_seed": results.get("subset_seed", results["seed"]),
-        "subset_hash": results["subset_hash"],
+        "subset_hash": results.get("subset_hash"),
         "checkpoint": results["checkpoint"],
-        "protocol": results["protocol"],
+        "protocol": results.get("protocol", "paper"),
         "seconds": results.get("seconds"),
         "versions": results["versions"],
         "compute": results.get("recipe", {}).get("compute"),
-        "train_images": int(sum(results["published_counts"])),
+        "train_images": results["train_images"] if "train_images" in results else int(sum(results["published_counts"])),
         "rows": {name: {key: row[key] for key in KEPT if key in row} for name, row in rows.items()},
     }
 
 
-def of_another_benchmark(recipe: Recipe, seeds: Sequence[Mapping[str, Any]]) -> str | None:
+def of_another_benchmark(recipe: Recipe | DetectionRecipe, seeds: Sequence[Mapping[str, Any]]) -> str | None:
     """Why runs are not of the published training set, such as a miniature of it; None if they are."""
     data = recipe.data
+    within = 0
     if isinstance(data, SubsetSettings) and data.name in CIFAR_CLASSES:
         classes = CIFAR_CLASSES[data.name]
         expected = sum(
@@ -126,10 +149,12 @@ def of_another_benchmark(recipe: Recipe, seeds: Sequence[Mapping[str, Any]]) -> 
         )
     elif data.name in BENCHMARK:
         expected = BENCHMARK[data.name]
+    elif data.name in ABOUT:
+        expected, within = ABOUT[data.name], 500
     else:
         return None
     for seed in seeds:
-        if seed["train_images"] != expected:
+        if abs(seed["train_images"] - expected) > within:
             return f"other data: {seed['train_images']:,} training images, published {expected:,}"
     return None
 
@@ -146,13 +171,13 @@ def compared(
     name = row_name(target)
     ours = {protocol: _ours(name, target.metric, seeds) for protocol, seeds in protocols.items()}
     ours = {protocol: found for protocol, found in ours.items() if found}
-    paper = ours.get("paper")
-    if paper is None and reason is None:
-        there = any(name in seed["rows"] for seed in protocols.get("paper", ()))
+    found = ours.get(target.under)
+    if found is None and reason is None:
+        there = any(name in seed["rows"] for seed in protocols.get(target.under, ()))
         reason = "no class in this group" if there else "no run yet"
     difference = None
-    if paper is not None and target.printed is not None and reason is None:
-        difference = paper["mean"] - target.printed
+    if found is not None and target.printed is not None and reason is None:
+        difference = found["mean"] - target.printed
     return {
         "section": target.section,
         "row": target.row,
@@ -165,10 +190,11 @@ def compared(
         "printed_spread": target.spread,
         "split": target.split,
         "quoted": target.quoted,
+        "under": target.under,
         "ours": ours,
         "difference": difference,
         "tolerance": target.tolerance,
-        "verdict": verdict(difference, target.tolerance, len(paper["values"]) if paper else 0, reason),
+        "verdict": verdict(difference, target.tolerance, len(found["values"]) if found else 0, reason),
         "reason": reason,
     }
 

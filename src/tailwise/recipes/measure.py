@@ -15,8 +15,9 @@ from tailwise.evaluate import metric
 from tailwise.recipes import runs
 from tailwise.recipes.adjusters import strength_name, sweep
 from tailwise.recipes.build import build_model, find_device, take_over_scale
+from tailwise.recipes.methods import METHODS
 from tailwise.recipes.resume import Log, Place
-from tailwise.recipes.rows import row_of
+from tailwise.recipes.rows import Row, adjusted_row, own_row, row_of
 from tailwise.recipes.schema import Recipe, as_recorded
 from tailwise.recipes.second import adjusted_path, epochs_on_images, load_adjusted
 from tailwise.recipes.trained import AS_IT_IS, Asked, Trained, trained_data
@@ -72,6 +73,20 @@ def measure(trained: Trained, methods: Sequence[str], asked: Asked = AS_IT_IS) -
         InputError: stores gone and no data to make them from; "auto" without val.
     """
     return _result(trained, {method: trained.row(method, asked) for method in methods})
+
+
+def val_row(trained: Trained, method: str, asked: Asked = AS_IT_IS) -> Row:
+    """A method's row on val, by which epoch and strength may have been chosen: for numbers printed of val.
+
+    Arguments and errors as in `Trained.row`; without val, too.
+    """
+    val = trained.stores.val()
+    if val is None:
+        raise checks.InputError(f"protocol: expected one with val, got {trained.recipe.protocol}")
+    classifier, _, notes = trained.on_test(method, asked)
+    if METHODS[method].adjust is None:
+        return own_row(val, trained.published)
+    return {**adjusted_row(classifier, val, trained.published), **notes}
 
 
 def adjust(

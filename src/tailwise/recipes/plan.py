@@ -6,14 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tailwise import checks
-from tailwise.data import LongTailedData
 from tailwise.data.protocols import PROTOCOLS
 from tailwise.recipes import runs
 from tailwise.recipes.build import find_device
 from tailwise.recipes.build_data import build_data
+from tailwise.recipes.build_detection import build_detection_data
 from tailwise.recipes.catalog import RECIPES, with_second_stage
-from tailwise.recipes.estimate import Cost, epochs_done, timed_cost
+from tailwise.recipes.detection import DETECTION_RECIPES, DetectionRecipe
+from tailwise.recipes.detection_runs import DetectionSeed
+from tailwise.recipes.estimate import Cost, epochs_done, timed_cost, timed_detector_cost
 from tailwise.recipes.evidence import Begun, begun_below, first_stage, run_of, usable_rows
 from tailwise.recipes.methods import METHODS, adjusters_of
 from tailwise.recipes.overrides import override
@@ -58,7 +62,7 @@ class Job:
 
     key: str
     seed: int
-    recipe: Recipe
+    recipe: Recipe | DetectionRecipe
     folder: Path
     run: Begun | None
     borrowed: bool
@@ -71,18 +75,15 @@ class Job:
     said: str = ""
 
     @property
-    def finished(self) -> runs.SeedFolder | None:
+    def finished(self) -> runs.SeedFolder | DetectionSeed | None:
         """The seed's folder, once the first stage is trained."""
         there = Begun(self.folder, self.run.recipe if self.run else self.recipe)
         return there.seed(self.seed)
 
     @property
-    def whole(self) -> Recipe:
-        """The recipe with the second stage of every row that is wanted."""
-        recipe = self.recipe.model_copy(update={"second": {**self.recipe.second, **self.second}})
-        for method in self.methods:
-            recipe = with_second_stage(recipe, method)
-        return recipe
+    def whole(self) -> Recipe | DetectionRecipe:
+        """The recipe with the second stage of every row that is wanted; a detector has none."""
+        return self.recipe if isinstance(self.recipe, DetectionRecipe) else _with_second_stages(self.recipe, self)
 
     @property
     def begun(self) -> bool:
@@ -140,9 +141,10 @@ def plan(request: Request, tell: Callable[[str], None] = lambda _: None) -> Plan
     asked = selected(targets, request.rows)
     begun = begun_below(request.out)
     jobs: dict[tuple[str, int], Job] = {}
-    for protocol in request.protocols:
+    for protocol in dict.fromkeys((*request.protocols, *(target.under for target in asked if target.on_val))):
         for target in asked:
-            for seed in range(request.seeds) if target.recipe else ():
+            wanted = protocol in ((target.under,) if target.on_val else request.protocols)
+            for seed in range(request.seeds) if target.recipe and wanted else ():
                 recipe = planned(target, protocol, request)
                 key = first_stage(recipe, seed)
                 if (key, seed) not in jobs:
@@ -151,8 +153,9 @@ def plan(request: Request, tell: Callable[[str], None] = lambda _: None) -> Plan
                     jobs[key, seed] = Job(key, seed, recipe, folder, run, borrowed=_borrowed(target))
                 job = jobs[key, seed]
                 job.borrowed = job.borrowed and _borrowed(target)
-                job.second |= {name: stage for name, stage in recipe.second.items() if name == target.method}
-                job.methods = list(dict.fromkeys((*job.methods, recipe.methods[0], target.method)))
+                if isinstance(recipe, Recipe):
+                    job.second |= {name: stage for name, stage in recipe.second.items() if name == target.method}
+                job.methods = list(dict.fromkeys((*job.methods, own_row_of(recipe), target.method)))
     ordered = sorted(jobs.values(), key=lambda job: job.borrowed)  # which keeps the order within each
     _estimate(ordered, request, tell)
     return Plan(request, targets, asked, ordered)
@@ -174,7 +177,7 @@ def plan_record(made: Plan) -> dict[str, Any]:
                 "changed": {
                     name: value for name, value in changes(first.recipe).items() if name not in NAMED_ELSEWHERE
                 },
-                "protocol": first.recipe.protocol,
+                "protocol": protocol_of(first.recipe),
                 "folder": str(first.folder),
                 "seeds": [job.seed for job in jobs],
                 "finished": [job.seed for job in jobs if job.finished],
@@ -192,7 +195,7 @@ def plan_record(made: Plan) -> dict[str, Any]:
     return {
         "name": made.request.table,
         "about": about(made.request.table),
-        "subset_seed": made.request.subset_seed,
+        "subset_seed": subset_seed_of(made),
         "device": find_device(made.request.device).type,
         "runs": found,
         "seconds": sum(run["seconds"] for run in found),
@@ -201,15 +204,34 @@ def plan_record(made: Plan) -> dict[str, Any]:
     }
 
 
-def planned(target: Target, protocol: str, request: Request) -> Recipe:
-    """A target's recipe under a protocol, on the subset asked for."""
+def subset_seed_of(made: Plan) -> int | None:
+    """What a record says of the subset; None of a table of detectors, whose data has none."""
+    detectors = all(target.section.startswith("lvis") for target in made.targets)
+    return None if detectors else made.request.subset_seed
+
+
+def planned(target: Target, protocol: str, request: Request) -> Recipe | DetectionRecipe:
+    """A target's recipe under a protocol, on the subset asked for; a detector's is as it is."""
     assert target.recipe
+    if isinstance(target.recipe, DetectionRecipe):
+        return target.recipe
     return override([target.recipe], [f"protocol={protocol}", f"data.subset_seed={request.subset_seed}"])[0]
 
 
-def changes(recipe: Recipe) -> dict[str, Any]:
+def protocol_of(recipe: Recipe | DetectionRecipe) -> str:
+    """What a recipe is trained under: a detector's last epoch is reported, at the alpha in print."""
+    return recipe.protocol if isinstance(recipe, Recipe) else "paper"
+
+
+def own_row_of(recipe: Recipe | DetectionRecipe) -> str:
+    """The row of the trained classifier itself."""
+    return recipe.methods[0] if isinstance(recipe, Recipe) else recipe.rows[0]
+
+
+def changes(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
     """What a recipe has other than the catalog's of its name, apart from how arithmetic is done."""
-    catalog, own = (runs.flat(one.model_dump(mode="json")) for one in (RECIPES[recipe.name], recipe))
+    known: dict[str, Recipe | DetectionRecipe] = {**RECIPES, **DETECTION_RECIPES}
+    catalog, own = (runs.flat(one.model_dump(mode="json")) for one in (known[recipe.name], recipe))
     keys = [key for key in own if own[key] != catalog.get(key)]
     return {key: own[key] for key in keys if not key.startswith(("compute.", "published"))}
 
@@ -219,7 +241,7 @@ def _borrowed(target: Target) -> bool:
     return target.quoted is not None and target.method != "joint"
 
 
-def _new_folder(recipe: Recipe, key: str, out: Path) -> Path:
+def _new_folder(recipe: Recipe | DetectionRecipe, key: str, out: Path) -> Path:
     """A folder below out named after what is trained."""
     changed = changes(recipe)
     words = [f"{name.rpartition('.')[2].replace('_', '-')}-{_short(value)}" for name, value in changed.items()]
@@ -232,19 +254,13 @@ def _new_folder(recipe: Recipe, key: str, out: Path) -> Path:
 def _estimate(jobs: Sequence[Job], request: Request, tell: Callable[[str], None]) -> None:
     """Find out what each job still takes, and which cannot be run; adds the rows that need no training."""
     device = find_device(request.device)
-    found: dict[str, LongTailedData | str] = {}
+    found: dict[str, Any] = {}
     timed: dict[tuple[str, int], tuple[Cost, int]] = {}
     for job in jobs:
         recipe = job.recipe
-        if recipe.methods[0] in PLAIN:
-            rest = set(adjusters_of(recipe.classifier.name)) - set(job.methods)
-            job.methods += [method for method in METHODS if method in rest and _from_stores(method)]
-        begun = job.run.recipe if job.run else recipe
-        whole, every = job.whole, dict.fromkeys((*begun.methods, *job.methods))
-        job.epochs = sum(epochs_on_images(begun if name in begun.second else whole, name) for name in every)
-        job.epochs += sum(stage.epochs for stage in recipe.stages)
+        after = _count_epochs(job)
         if job.finished:
-            job.done = job.epochs - sum(epochs_on_images(whole, name) for name in job.missing)
+            job.done = job.epochs - after
             _, job.cost = epochs_done(job.folder, job.seed)
             if not job.missing:
                 continue
@@ -253,7 +269,7 @@ def _estimate(jobs: Sequence[Job], request: Request, tell: Callable[[str], None]
         name = str(recipe.data.model_dump())
         if name not in found:
             try:
-                found[name] = build_data(recipe, job.seed, request.data_dir)
+                found[name] = _data(recipe, job.seed, request.data_dir)
             except checks.InputError as error:
                 found[name] = str(error)
         data = found[name]
@@ -265,7 +281,7 @@ def _estimate(jobs: Sequence[Job], request: Request, tell: Callable[[str], None]
             if like not in timed:
                 tell(f"timing some steps of {recipe.name}")
                 try:
-                    timed[like] = (timed_cost(recipe, data, device), len(data.train))
+                    timed[like] = (_timed(recipe, data, device), len(data.train))
                 except checks.InputError as error:
                     job.lacks, job.said = "failed", str(error)
                     continue
@@ -273,9 +289,46 @@ def _estimate(jobs: Sequence[Job], request: Request, tell: Callable[[str], None]
             job.cost = Cost(cost.epoch * len(data.train) / images, cost.memory, cost.origin, cost.start)
 
 
-def _alike(recipe: Recipe) -> dict[str, Any]:
+def _count_epochs(job: Job) -> int:
+    """Set how many epochs on images a job has, add the rows that need none; returns the epochs of missing rows."""
+    recipe = job.recipe
+    if isinstance(recipe, DetectionRecipe):
+        job.epochs = recipe.training.epochs
+        return 0
+    if recipe.methods[0] in PLAIN:
+        rest = set(adjusters_of(recipe.classifier.name)) - set(job.methods)
+        job.methods += [method for method in METHODS if method in rest and _from_stores(method)]
+    begun = job.run.recipe if job.run and isinstance(job.run.recipe, Recipe) else recipe
+    whole = _with_second_stages(recipe, job)
+    every = dict.fromkeys((*begun.methods, *job.methods))
+    job.epochs = sum(epochs_on_images(begun if name in begun.second else whole, name) for name in every)
+    job.epochs += sum(stage.epochs for stage in recipe.stages)
+    return sum(epochs_on_images(whole, name) for name in job.missing) if job.finished else 0
+
+
+def _with_second_stages(recipe: Recipe, job: Job) -> Recipe:
+    recipe = recipe.model_copy(update={"second": {**recipe.second, **job.second}})
+    for method in job.methods:
+        recipe = with_second_stage(recipe, method)
+    return recipe
+
+
+def _data(recipe: Recipe | DetectionRecipe, seed: int, data_dir: Path | None) -> Any:
+    if isinstance(recipe, DetectionRecipe):
+        return build_detection_data(recipe, seed, data_dir)
+    return build_data(recipe, seed, data_dir)
+
+
+def _timed(recipe: Recipe | DetectionRecipe, data: Any, device: torch.device) -> Cost:
+    if isinstance(recipe, DetectionRecipe):
+        return timed_detector_cost(recipe, data, device)
+    return timed_cost(recipe, data, device)
+
+
+def _alike(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
     """What the time of a step depends on."""
-    return recipe.model_dump(mode="json", include={"backbone", "classifier", "stages", "compute"})
+    parts = {"backbone", "detector", "classifier", "stages", "loss", "training", "compute"}
+    return recipe.model_dump(mode="json", include=parts)
 
 
 def _from_stores(method: str) -> bool:

@@ -11,7 +11,9 @@ from typing import Any
 
 from tailwise import checks
 from tailwise.data.protocols import PROTOCOLS
-from tailwise.recipes import experiment, measure, runs
+from tailwise.recipes import detection_experiment, experiment, measure, runs
+from tailwise.recipes.detection import DetectionRecipe
+from tailwise.recipes.detection_runs import DetectionSeed
 from tailwise.recipes.evidence import (
     Begun,
     begun_below,
@@ -22,16 +24,21 @@ from tailwise.recipes.evidence import (
     row_name,
     usable_rows,
 )
-from tailwise.recipes.plan import Job, Plan, Request, changes, planned
+from tailwise.recipes.plan import Job, Plan, Request, changes, planned, protocol_of, subset_seed_of
 from tailwise.recipes.resume import OutOfTime
 from tailwise.recipes.schema import Recipe
 from tailwise.recipes.targets import Target, about
-from tailwise.recipes.trained import Asked
+from tailwise.recipes.trained import Asked, Trained
 from tailwise.recipes.watch import Watch
 from tailwise.report.reproduction import markdown
 
 FORMAT = "tailwise-reproduction/1"
-Disk = dict[str, list[tuple[runs.SeedFolder, dict[str, Any]]]]
+LIKE_PRINTED = (
+    "compute.",
+    "data.workers=",
+    "detector.framework=",
+)  # settings with which a number may still be compared
+Disk = dict[str, list[tuple[runs.SeedFolder | DetectionSeed, dict[str, Any]]]]
 
 
 def work(
@@ -101,10 +108,12 @@ def record(made: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
         key, asked = None, target in made.asked
         for protocol in PROTOCOLS if target.recipe else ():
             recipe = planned(target, protocol, request)
+            if protocol != (target.under if target.on_val else protocol_of(recipe)):
+                continue
             found, seeds_of[protocol] = _collect(target, recipe, disk, runs_there)
-            key = found if protocol == "paper" else key
+            key = found if protocol == target.under else key
         failed = next((job.lacks for job in made.jobs if job.key == key and job.lacks), None)
-        reason = _reason(target, seeds_of.get("paper", []), failed, request)
+        reason = _reason(target, seeds_of.get(target.under, []), failed, request)
         line = compared(target, seeds_of, reason)
         if target.asked or asked or line["ours"]:
             lines.append({**line, "asked": asked, "key": key})
@@ -113,7 +122,7 @@ def record(made: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
         "name": request.table,
         "about": about(request.table),
         "command": command_of(request),
-        "subset_seed": request.subset_seed,
+        "subset_seed": subset_seed_of(made),
         "settings": list(request.settings),
         "hardware": hardware(),
         "lines": lines,
@@ -173,19 +182,29 @@ def hardware() -> dict[str, Any]:
 
 def _run(job: Job, request: Request, watch: Watch, until: float | None) -> None:
     """Train a job's seed if it is not there, then every row that is missing."""
-    how: dict[str, Any] = {"watch": watch, "until": until}
+    how: dict[str, Any] = {"data_dir": request.data_dir, "device": request.device, "watch": watch, "until": until}
     begun = job.run.recipe if job.run else job.recipe  # what was begun goes on in its own settings
     if job.finished is None:
-        experiment.train(
-            [begun], [job.seed], job.folder, data_dir=request.data_dir, device=request.device, resume=True, **how
-        )
+        if isinstance(begun, DetectionRecipe):
+            detection_experiment.train_detectors([begun], [job.seed], job.folder, resume=True, **how)
+        else:
+            experiment.train([begun], [job.seed], job.folder, resume=True, **how)
         job.run = Begun(job.folder, begun)
-    seed = job.finished
+    seed, whole = job.finished, job.whole
+    if isinstance(seed, DetectionSeed):
+        assert isinstance(whole, DetectionRecipe)
+        if job.missing:
+            alpha = whole.inference.alpha
+            detection_experiment.add_rows(
+                seed, job.missing, alpha=alpha, data_dir=request.data_dir, device=request.device
+            )
+        return
     assert seed
+    assert isinstance(whole, Recipe)
     for method in job.missing:
-        recipe = seed.recipe.model_copy(update={"second": {**seed.recipe.second, **job.whole.second}})
+        recipe = seed.recipe.model_copy(update={"second": {**seed.recipe.second, **whole.second}})
         trained = measure.open_trained(seed, request.data_dir, recipe, request.device)
-        measure.adjust(trained, method, save_every=60.0, **how)
+        measure.adjust(trained, method, save_every=60.0, watch=watch, until=until)
 
 
 def _finished(begun: Sequence[Begun]) -> Disk:
@@ -200,17 +219,17 @@ def _finished(begun: Sequence[Begun]) -> Disk:
 
 
 def _collect(
-    target: Target, recipe: Recipe, disk: Disk, runs_there: dict[str, Any]
+    target: Target, recipe: Recipe | DetectionRecipe, disk: Disk, runs_there: dict[str, Any]
 ) -> tuple[str, list[dict[str, Any]]]:
     """(first stage, what is known of every seed of it); what is on disk goes into `runs_there` by the first stage."""
     key = first_stage(recipe, 0)
     known = {seed["seed"]: seed for seed in runs_there.get(key, {}).get("seeds", [])}
     for seed, results in disk.get(key, []):
         rows, earlier = usable_rows(results, recipe), known.get(seed.seed)
-        if target.alpha is not None:
+        if (target.alpha is not None or target.on_val) and isinstance(seed, runs.SeedFolder):
             trained = measure.open_trained(seed, None, device="cpu")
-            asked = measure.measure(trained, [target.method], Asked(alpha=target.alpha))
-            rows[row_name(target)] = asked["rows"][target.method]
+            of = measure.val_row if target.on_val else Trained.row
+            rows[row_name(target)] = of(trained, target.method, Asked(alpha=target.alpha))
         found = kept(results, rows)
         if earlier and earlier["checkpoint"] == results["checkpoint"]:
             found["rows"] = {**earlier["rows"], **found["rows"]}
@@ -228,7 +247,7 @@ def _reason(target: Target, seeds: Sequence[dict[str, Any]], failed: str | None,
         return target.lacks
     if not seeds:
         return failed or "no run yet"
-    other = [setting for setting in request.settings if not setting.startswith("compute.")]
+    other = [setting for setting in request.settings if not setting.startswith(LIKE_PRINTED)]
     if other:
         return f"other settings: {', '.join(other)}"
-    return of_another_benchmark(planned(target, "paper", request), seeds)
+    return of_another_benchmark(planned(target, target.under, request), seeds)

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import chain
+from typing import Any
 
 from tailwise import checks
 from tailwise.recipes.catalog import DECOUPLING, RECIPES, SAMPLERS, TABLE_3
-from tailwise.recipes.overrides import override
+from tailwise.recipes.detection import DETECTION_RECIPES, OWN_ROW, WITHOUT_EXEMPTION, DetectionRecipe
+from tailwise.recipes.overrides import AnyRecipe, override
 from tailwise.recipes.published import Cell, published_table, published_tables
 from tailwise.recipes.schema import Recipe
 
@@ -32,6 +34,14 @@ FROM_JOINT = {
 }
 TITLES = FROM_JOINT | {"cosine": "cosine-tde", "capsule": "capsule-tde", "de-confound": "tde"}
 
+# Detectors: the recipe that trains a row's, where it is not called as the row is; what the paper says of a row
+DETECTORS = {"de-confound": "tde"}
+NOT_EXEMPTED = "background not exempted"
+SERVER = "printed of a server, whose annotations are not public"
+# The authors trained ResNeXt-101 on LVIS v0.5 with one image on each of eight devices, and half the learning rate
+SMALLER_BATCH = {("lvis-v0.5", "resnext101-64x4d"): {"training.batch_size": 8, "training.learning_rate": 0.01}}
+
+VAL_IS_TEST = ("inaturalist-2018",)
 CIFAR = ("cifar100-lt", "cifar10-lt")
 RATIOS = (100, 50, 10)
 BALANCED = ("data.imbalance_ratio=1", "data.max_count=108")  # as many images as CIFAR-100-LT at ratio 100 has
@@ -47,7 +57,7 @@ class Target:
     section: what of the table it belongs to, "cifar100-lt-50". setting: whose setting of training, where rows differ.
     printed: None where no number is. spread: of the source. quoted: whose number it is, None for the paper's own.
     recipe: complete but for protocol and subset; None says why not in `lacks`. alpha: of a row of TDE that is not at
-    the recipe's own. asked: planned without being asked for by name.
+    the recipe's own. asked: planned without being asked for by name. on_val: printed of val, and ours is of val, too.
     """
 
     section: str
@@ -59,15 +69,22 @@ class Target:
     spread: float | None = None
     split: str | None = None
     quoted: str | None = None
-    recipe: Recipe | None = None
+    recipe: Recipe | DetectionRecipe | None = None
     lacks: str | None = None
     alpha: float | None = None
     asked: bool = True
+    on_val: bool = False
 
     @property
     def key(self) -> str:
         """What it is called by in --rows."""
-        return f"{self.section}/{self.method if self.recipe is None else title_of(self.recipe, self.method)}"
+        title = title_of(self.recipe, self.method) if isinstance(self.recipe, Recipe) else self.method
+        return f"{self.section}/{title}"
+
+    @property
+    def under(self) -> str:
+        """The protocol it is compared under; "paper" looks at no val, and what is printed of val was chosen on it."""
+        return "clean" if self.on_val else "paper"
 
     @property
     def tolerance(self) -> float:
@@ -127,9 +144,9 @@ def targets_of(table: str, settings: Sequence[str] = ()) -> list[Target]:
         found = [*_beside_table_3(found)] if table == "tang-3" else _by_section(found)
     if not settings:
         return found
-    recipes = [target.recipe for target in found if target.recipe]
+    recipes: list[Any] = [target.recipe for target in found if target.recipe]  # of a table all are of one kind
     changed = iter(override(recipes, settings) if recipes else [])
-    return [_with(target, recipe=next(changed)) if target.recipe else target for target in found]
+    return [_with_recipe(target, next(changed)) if target.recipe else target for target in found]
 
 
 def selected(targets: Sequence[Target], rows: Sequence[str]) -> list[Target]:
@@ -165,15 +182,21 @@ def _with(target: Target, **changes: object) -> Target:
     return Target(**{**vars(target), **changes})
 
 
+def _with_recipe(target: Target, recipe: Recipe | DetectionRecipe) -> Target:
+    return _with(target, recipe=recipe, setting=_setting(recipe))
+
+
 def _target(cell: Cell, *, epochs: bool) -> Target:
     """The target of a printed cell; epochs: whether they tell the parts of its table apart."""
-    recipe, lacks = _recipe_of(cell)
-    own = recipe.tde.fixed_alpha if recipe else None
+    detection = cell.data.startswith("lvis")
+    recipe, lacks = _detector_of(cell) if detection else _recipe_of(cell)
+    on_val = isinstance(recipe, Recipe) and cell.split == "val" and cell.data not in VAL_IS_TEST
+    own = recipe.tde.fixed_alpha if isinstance(recipe, Recipe) else cell.alpha  # a detector's is in its recipe
     return Target(
         section=_section(cell, epochs=epochs),
         row=cell.row,
-        metric=cell.metric,
-        method=cell.method or "?",
+        metric="APbox" if cell.metric == "APbbox" else cell.metric,
+        method=_detection_row(cell) if detection else cell.method or "?",
         setting=_setting(recipe),
         printed=cell.value,
         spread=cell.spread,
@@ -181,7 +204,8 @@ def _target(cell: Cell, *, epochs: bool) -> Target:
         quoted=cell.quoted,
         recipe=recipe,
         lacks=lacks,
-        alpha=None if cell.alpha == own else cell.alpha,
+        alpha=None if cell.alpha == own and not on_val else cell.alpha,
+        on_val=on_val,
     )
 
 
@@ -192,8 +216,10 @@ def _section(cell: Cell, *, epochs: bool) -> str:
     return f"{cell.data}, {cell.backbone}" + (f", {cell.epochs} epochs" if epochs and cell.epochs else "")
 
 
-def _setting(recipe: Recipe | None) -> str | None:
-    """Whose setting a recipe of CIFAR trains in."""
+def _setting(recipe: Recipe | DetectionRecipe | None) -> str | None:
+    """Whose setting a recipe of CIFAR trains in; the framework of a detector."""
+    if isinstance(recipe, DetectionRecipe):
+        return recipe.detector.framework
     if recipe is None or recipe.data.name not in CIFAR:
         return None
     return "BBN" if recipe.title.endswith("-published") else "Tang"
@@ -202,12 +228,8 @@ def _setting(recipe: Recipe | None) -> str | None:
 def _recipe_of(cell: Cell) -> tuple[Recipe | None, str | None]:
     """The recipe of a cell with what the cell changes in it, or what is missing for one."""
     name = cell.recipe or f"{cell.data}/{_title(cell)}"
-    if cell.data.startswith("lvis"):
-        return None, "no recipe: detectors are trained by tailwise train, and not compared here yet"
     if name not in RECIPES:
         return None, f"no recipe {name}"
-    if cell.split == "val" and cell.data != "inaturalist-2018":  # whose val is its test
-        return None, "printed of val, rows here are of test"
     given = {
         "data.imbalance_ratio": cell.imbalance_ratio,
         "stages.0.epochs": cell.epochs,
@@ -216,10 +238,39 @@ def _recipe_of(cell: Cell) -> tuple[Recipe | None, str | None]:
         "classifier.tau": cell.tau,
         "classifier.gamma": cell.gamma,
     }
+    return _changed(RECIPES[name], given)
+
+
+def _detector_of(cell: Cell) -> tuple[DetectionRecipe | None, str | None]:
+    """As `_recipe_of`, of a cell of LVIS."""
+    if cell.split == "test":
+        return None, SERVER
+    row = _detection_row(cell)
+    name = f"{cell.data}/{DETECTORS.get(row, row).removesuffix(WITHOUT_EXEMPTION)}"
+    if name not in DETECTION_RECIPES:
+        return None, f"no recipe {name}"
+    backbone = _network(cell.backbone.removesuffix("-FPN"))
+    given = {
+        "training.epochs": cell.epochs,
+        "detector.backbone": backbone,
+        "classifier.num_heads": cell.num_heads,
+        "inference.alpha": cell.alpha,
+        **SMALLER_BATCH.get((cell.data, backbone), {}),
+    }
+    return _changed(DETECTION_RECIPES[name], given)
+
+
+def _detection_row(cell: Cell) -> str:
+    """What a cell's row is called in the result of a detector."""
+    row = OWN_ROW.get(cell.method or "", cell.method or "?")
+    return row + WITHOUT_EXEMPTION * (cell.setting == NOT_EXEMPTED)
+
+
+def _changed(recipe: AnyRecipe, given: dict[str, Any]) -> tuple[AnyRecipe | None, str | None]:
+    """A recipe with what is given, None aside, or what speaks against it."""
+    settings = [f"{key}={value}" for key, value in given.items() if value is not None]
     try:
-        return override([RECIPES[name]], [f"{key}={value}" for key, value in given.items() if value is not None])[
-            0
-        ], None
+        return override([recipe], settings)[0], None
     except checks.InputError as error:
         return None, f"no recipe: {error}"
 
@@ -276,7 +327,7 @@ def _claims() -> Iterator[Target]:
     for method in ("de-confound", "tde"):
         yield _ours("cifar100-lt-100", method, "cifar100-lt/tde", method, 100)
     balanced = _ours("cifar100-lt-balanced", "de-confound", "cifar100-lt/tde", "de-confound", 1)
-    assert balanced.recipe
+    assert isinstance(balanced.recipe, Recipe)
     yield _with(balanced, recipe=override([balanced.recipe], BALANCED)[0])
 
 

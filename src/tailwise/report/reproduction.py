@@ -11,9 +11,17 @@ from rich.table import Table
 from tailwise.report.summary import GROUPS, mean_and_std
 from tailwise.report.table import figure
 
+PRECISIONS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APbox")
+OVERALL = ("all", "AP")
+
 SETTINGS = {
     "BBN": "(BBN): in the setting of Zhou et al. 2020, which the rows are quoted from",
     "Tang": "(Tang): in that of Tang et al. 2020",
+}
+FRAMEWORKS = {
+    "cascade": "cascade: Cascade Mask R-CNN, which the paper names",
+    "htc": "htc: Hybrid Task Cascade without semantic branch, as the authors' settings have it",
+    "mask-rcnn": "mask-rcnn: Mask R-CNN",
 }
 PASS = (
     "pass: the mean of three seeds or more lies at most a tolerance below what is printed: 1 point on CIFAR, for "
@@ -24,13 +32,15 @@ PASS = (
 def print_reproduction(console: Console, record: Mapping[str, Any]) -> None:
     """The table of a record of `recipes.reproduce`: printed, ours, seeds, difference and verdict; notes below."""
     _say(console, f"{record['about']}")
-    _say(console, f"in %; compared under protocol paper, subset seed {record['subset_seed']}")
+    subset = "" if record["subset_seed"] is None else f", subset seed {record['subset_seed']}"
     lines = record["lines"]
+    under = " and ".join(sorted({line.get("under", "paper") for line in lines}))  # which earlier records do not say
+    _say(console, f"in %; compared under protocol {under}{subset}")
     several = len({line["metric"] for line in lines}) > 1
     table = _table("row", *(["metric"] if several else []), "printed", "ours", "seeds", "diff", "verdict")
     for column in table.columns[1 + several : -1]:
         column.justify = "right"
-    for section, inside in groupby(_shown(lines), key=lambda line: line["section"]):
+    for section, inside in groupby(_shown(lines), key=_part):
         table.add_row(section, style="bold")
         for line in inside:
             for name, metric, *cells in _cells(line):
@@ -47,11 +57,12 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     seeds = sum(len(run["left"]) for run in runs)
     _say(console, plan["about"])
     if runs:
+        subset = "" if plan["subset_seed"] is None else f" on subset seed {plan['subset_seed']}"
         rest = "nothing left to do" if not seeds else f"left: {_count(seeds, 'seed')}, about {span(plan['seconds'])}"
         memory = f" and {plan['memory'] / 1e9:.1f} GB" if seeds and plan["memory"] else ""
         _say(
             console,
-            f"{_count(len(runs), 'run')} on subset seed {plan['subset_seed']}; {rest}{memory} on {plan['device']}",
+            f"{_count(len(runs), 'run')}{subset}; {rest}{memory} on {plan['device']}",
         )
         table = _table("run", "seeds", "epochs", "left", "by")
         for column in table.columns[2:4]:
@@ -89,7 +100,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     header = ("part", "row", "metric", "printed", "ours", "seeds", "difference", "verdict")
     rows = [header, ("---",) * len(header)]
     for line in record["lines"]:
-        rows += [(line["section"], *cells) for cells in _cells(line)]
+        rows += [(_part(line), *cells) for cells in _cells(line)]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     notes = [f"- {note}" for note in _notes(record)]
     return "\n".join([f"{record['about']}, in %.", "", *lines, "", *notes, "", f"`{record['command']}`", ""])
@@ -111,26 +122,34 @@ def span(seconds: float) -> str:
 
 
 def _shown(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Every line, but of a row that was not run its last metric alone, which is the one over everything."""
+    """Every line, but of a row that was not run the metric over everything alone."""
     for _, inside in groupby(lines, key=lambda line: (line["section"], line["row"], line["setting"])):
         row = list(inside)
-        yield from row if any(line["ours"] for line in row) else row[-1:]
+        whole = [line for line in row if line["metric"] in OVERALL] or row[-1:]
+        yield from row if any(line["ours"] for line in row) else whole
+
+
+def _part(line: Mapping[str, Any]) -> str:
+    """The part of its table that a line stands in; of a detector with its framework."""
+    framework = f", {line['setting']}" if line["setting"] in FRAMEWORKS else ""
+    return f"{line['section']}{framework}"
 
 
 def _cells(line: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str, str, str]]:
     """(row, metric, printed, ours, seeds, difference, verdict), then ours under other protocols."""
-    both = line["setting"] and (line["quoted"] or line["printed"] is None)  # a row that there is in two settings
+    both = line["setting"] in SETTINGS and (line["quoted"] or line["printed"] is None)  # a row in two settings
     name = line["row"] + (f" ({line['setting']})" if both else "")
     spread = "" if line["printed_spread"] is None else f" ± {line['printed_spread']:.1f}"
     printed = "-" if line["printed"] is None else f"{line['printed']:.1f}{spread}"
-    paper = line["ours"].get("paper")
+    under = line.get("under", "paper")
+    paper = line["ours"].get(under)
     difference = "-" if line["difference"] is None else f"{line['difference']:+.1f}"
     verdict = line["verdict"]
     if verdict == "not run" and line["reason"] != "no run yet":
         verdict += f": {_short(line['reason'])}"
     yield name, line["metric"], printed, figure(paper), _runs(paper), difference, verdict
     for protocol, ours in line["ours"].items():
-        if protocol != "paper":
+        if protocol != under:
             yield f" under {protocol}", line["metric"], "", figure(ours), _runs(ours), "", ""
 
 
@@ -149,7 +168,8 @@ def _print_beside(console: Console, record: Mapping[str, Any]) -> None:
     if not found:
         return
     _say(console, "from the same first stages, protocol paper, no number in print:")
-    table = _table("row", *GROUPS, "seeds")
+    columns = _columns(record)
+    table = _table("row", *columns, "seeds")
     for column in table.columns[1:]:
         column.justify = "right"
     for section, inside in groupby(found, key=lambda row: row[0]):
@@ -173,18 +193,26 @@ def _beside(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         names = dict.fromkeys(name for seed in run["seeds"] for name in seed["rows"])
         for name in (name for name in names if name.partition(",")[0] not in methods):
             there = [seed["rows"][name] for seed in run["seeds"] if name in seed["rows"]]
-            cells = (figure(mean_and_std([row.get(group) for row in there])) for group in GROUPS)
+            cells = (figure(mean_and_std([row.get(column) for row in there])) for column in _columns(record))
             yield (section, name, *cells, str(len(there)))
+
+
+def _columns(record: Mapping[str, Any]) -> tuple[str, ...]:
+    detection = any(line["metric"].startswith("AP") for line in record["lines"])
+    return PRECISIONS if detection else GROUPS
 
 
 def _notes(record: Mapping[str, Any]) -> Iterator[str]:
     lines = record["lines"]
     named = " ".join(cells[0] for line in lines for cells in _cells(line))
     yield from (text for setting, text in SETTINGS.items() if f"({setting})" in named)
+    yield from (text for framework, text in FRAMEWORKS.items() if any(line["setting"] == framework for line in lines))
     if any(line["verdict"].startswith(("pass", "off")) for line in lines):
         yield PASS
     if any(line["split"] == "very likely val" for line in lines):
         yield "printed of Kang et al. 2020 is very likely of val, ours is of test"
+    if any(line.get("under", "paper") == "clean" for line in lines):
+        yield "printed of val, as ours is: under protocol clean, whose epoch is chosen on it"
     for reason in dict.fromkeys(line["reason"] for line in lines if line["verdict"] == "not run"):
         count = sum(line["reason"] == reason and line["verdict"] == "not run" for line in lines)
         yield f"not run, {_count(count, 'number')}: {reason}"
