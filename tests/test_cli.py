@@ -12,6 +12,7 @@ import pytest
 from tailwise.cli import main
 from tailwise.recipes.catalog import RECIPES, SUITES
 from tailwise.recipes.detection import DETECTION_RECIPES, DETECTION_SUITES
+from tailwise.recipes.overrides import override
 
 SHORT = ["stages.0.epochs=3", "second.crt.stage.epochs=1", "second.lws.stage.epochs=1"]
 ROWS = [
@@ -290,10 +291,34 @@ def test_recipes_lists_them_all(capsys):
     assert [recipe["name"] for recipe in listed["detection_recipes"]] == list(DETECTION_RECIPES)
     assert listed["detection_suites"] == {name: list(members) for name, members in DETECTION_SUITES.items()}
     _, out, _ = run(capsys, "recipes")
-    shown = re.findall(r"^ ([a-z][\w-]+) +[a-z]", out, flags=re.M)
-    assert shown == [name.split("/")[1] for name in [*RECIPES, *DETECTION_RECIPES]]
-    assert all(f"suite {name}: " in out for name in [*SUITES, *DETECTION_SUITES])
-    assert "44.1" in out
+    data = dict.fromkeys(name.split("/")[0] for name in [*RECIPES, *DETECTION_RECIPES])
+    assert re.findall(r"^ ([a-z][\w.-]+) +[a-z]", out, flags=re.M)[1:] == [*data]
+
+
+@pytest.mark.parametrize("data", ["cifar100-lt", "digit-scenes-lt"])
+def test_recipes_of_one_data_set(capsys, data):
+    _, out, _ = run(capsys, "recipes", data)
+    every = [name.split("/") for name in [*RECIPES, *DETECTION_RECIPES]]
+    assert re.findall(r"^ ([a-z][\w-]+) +[a-z]", out, flags=re.M) == [title for place, title in every if place == data]
+    suites = [name for name in [*SUITES, *DETECTION_SUITES] if name.split("/")[0] == data]
+    assert re.findall(r"^suite (\S+): ", out, flags=re.M) == suites
+    assert ("44.1" in out) is (data == "cifar100-lt")
+
+
+def test_recipes_of_one_suite_and_the_settings_of_one_recipe(capsys):
+    _, out, _ = run(capsys, "recipes", "cifar10-lt/tang-table-3", "--json")
+    listed = json.loads(out)
+    assert [recipe["name"] for recipe in listed["recipes"]] == list(SUITES["cifar10-lt/tang-table-3"])
+    assert listed["detection_recipes"] == []
+    for name, recipe in (("digits-lt/crt-mlp", RECIPES), ("lvis-v1/tde", DETECTION_RECIPES)):
+        _, out, _ = run(capsys, "recipes", name)
+        typed = [line.strip() for line in out.splitlines()[1:]]
+        assert override([recipe[name]], typed) == [recipe[name]]
+        assert len(typed) > 30
+    assert run(capsys, "recipes", "digits-ltt")[::2] == (
+        2,
+        "tailwise: name: unknown value 'digits-ltt'; did you mean 'digits-lt'?\n",
+    )
 
 
 BAD = {

@@ -1,28 +1,57 @@
 """`tailwise recipes`."""
 
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 from rich.console import Console
 
+from tailwise import checks
 from tailwise.cli.options import Json
 from tailwise.cli.output import print_json
 
 
-def recipes(*, json: Json = False) -> None:
-    """List the recipes and suites that `train` knows."""
+def recipes(
+    name: Annotated[
+        str | None, Parameter(help="Data (digits-lt): its recipes; a suite; a recipe (digits-lt/tde): its settings.")
+    ] = None,
+    /,
+    *,
+    json: Json = False,
+) -> None:
+    """List what `train` knows: data sets, their recipes and suites, the settings of a recipe."""
     from tailwise.recipes.catalog import RECIPES, SUITES
     from tailwise.recipes.detection import DETECTION_RECIPES, DETECTION_SUITES
 
+    every: dict[str, Any] = {**RECIPES, **DETECTION_RECIPES}
+    suites = {**SUITES, **DETECTION_SUITES}
+    data = dict.fromkeys(one.data.name for one in every.values())
+    if name is not None:
+        checks.choice("name", name, [*data, *suites, *every])
+    members = [*data] if name is None else [name]
+    chosen = {key: one for key, one in every.items() if key == name or one.data.name in members}
+    if name in suites and name not in data:
+        chosen = {key: every[key] for key in suites[name]}
+    inside = {key: list(names) for key, names in suites.items() if set(names) & chosen.keys() and name not in every}
     if json:
         print_json(
             {
-                "suites": {name: list(members) for name, members in SUITES.items()},
-                "recipes": [recipe.model_dump(mode="json") for recipe in RECIPES.values()],
-                "detection_suites": {name: list(members) for name, members in DETECTION_SUITES.items()},
-                "detection_recipes": [recipe.model_dump(mode="json") for recipe in DETECTION_RECIPES.values()],
+                "suites": {key: names for key, names in inside.items() if key in SUITES},
+                "recipes": [one.model_dump(mode="json") for key, one in chosen.items() if key in RECIPES],
+                "detection_suites": {key: names for key, names in inside.items() if key in DETECTION_SUITES},
+                "detection_recipes": [
+                    one.model_dump(mode="json") for key, one in chosen.items() if key in DETECTION_RECIPES
+                ],
             }
         )
         return
-    from tailwise.report.detection import print_detection_recipes
-    from tailwise.report.table import print_recipes
+    from tailwise.report.recipes import print_data_sets, print_recipes, print_settings
 
-    print_recipes(Console(), [recipe.model_dump() for recipe in RECIPES.values()], SUITES)
-    print_detection_recipes(Console(), [recipe.model_dump() for recipe in DETECTION_RECIPES.values()], DETECTION_SUITES)
+    shown = [one.model_dump(mode="json") for one in chosen.values()]
+    if name is None:
+        print_data_sets(Console(), shown, suites)
+    elif name in every:
+        from tailwise.recipes.overrides import settings_of
+
+        print_settings(Console(), shown[0], settings_of(every[name]))
+    else:
+        print_recipes(Console(), shown, {key: names for key, names in inside.items() if name in (key, *data)})

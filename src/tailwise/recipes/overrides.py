@@ -87,6 +87,23 @@ def _apply(recipe: AnyRecipe, pairs: list[tuple[str, Any]]) -> AnyRecipe:
         raise checks.InputError(f"{path}: {_lower(first['msg'])}, got {first['input']!r}") from error
 
 
+def settings_of(recipe: Recipe | DetectionRecipe) -> dict[str, str]:
+    """Every key of `override` that a recipe has, with its value as it would be typed.
+
+    >>> from tailwise.recipes.catalog import RECIPES
+    >>> settings_of(RECIPES["digits-lt/tde"])["classifier.num_heads"]
+    '2'
+    """
+    settings, found = _settings(recipe), {}
+    for key in _keys(settings):
+        value: Any = settings
+        for part in key.split("."):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        if not isinstance(value, dict):  # whose own keys follow
+            found[key] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
 def _settings(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
     return {key: value for key, value in recipe.model_dump(mode="json").items() if key not in FIXED}
 

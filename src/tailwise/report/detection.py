@@ -72,30 +72,3 @@ def print_precision(console: Console, record: dict[str, Any], lines: Sequence[st
     notes += [f"{row['method']}: alpha {row['alpha']:g}" for row in rows if "alpha" in row]
     for line in (*notes, *lines):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def print_detection_recipes(
-    console: Console, recipes: Sequence[dict[str, Any]], suites: Mapping[str, Sequence[str]]
-) -> None:
-    """Every detection recipe below the data it belongs to, with the rows it reports; then the suites."""
-    for data in dict.fromkeys(recipe["data"]["name"] for recipe in recipes):
-        members = [recipe for recipe in recipes if recipe["data"]["name"] == data]
-        detector, training = members[0]["detector"], members[0]["training"]
-        console.print(
-            f"{data}: {detector['framework']}, {detector['backbone']}, {training['epochs']} epochs, "
-            f"{members[0]['seeds']} seed{'s' * (members[0]['seeds'] > 1)}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column(f"{data}/", no_wrap=True)
-        table.add_column("rows")
-        for recipe in members:
-            table.add_row(recipe["name"].split("/")[1], ", ".join(recipe["rows"]))
-        console.print(table)
-        for suite, names in suites.items():
-            if suite.split("/")[0] == data:
-                trained = ", ".join(name.split("/")[1] for name in names)
-                console.print(f"suite {suite}: {trained}", highlight=False, markup=False, soft_wrap=True)
-        console.print()

@@ -1,12 +1,11 @@
 """Result tables and the notes below them, for a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from tailwise.report.summary import GROUPS, STRENGTHS, over_seeds
@@ -129,35 +128,6 @@ def print_sweep(console: Console, record: dict[str, Any]) -> None:
     lines += [f"wrote {path}" for path in record["wrote"]]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def print_recipes(console: Console, recipes: Sequence[dict[str, Any]], suites: Mapping[str, Sequence[str]]) -> None:
-    """Every recipe below the data it belongs to, with the rows it reports and the paper's numbers; then the suites."""
-    for data in dict.fromkeys(recipe["data"]["name"] for recipe in recipes):
-        members = [recipe for recipe in recipes if recipe["data"]["name"] == data]
-        first = members[0]
-        ratio = f"ratio {first['data']['imbalance_ratio']:g}, " if "imbalance_ratio" in first["data"] else ""
-        epochs = " + ".join(str(stage["epochs"]) for stage in first["stages"])
-        console.print(
-            f"{data}: {ratio}{first['backbone']['name']}, {epochs} epochs, {first['seeds']} seeds",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column(f"{data}/", no_wrap=True)
-        table.add_column("rows, and published accuracy over all classes")
-        for recipe in members:
-            rows = ", ".join(recipe["methods"])
-            numbers = ", ".join(f"{p['method']} {p['all']:.1f}" for p in recipe["published"])
-            sources = ", ".join(dict.fromkeys(p["source"] for p in recipe["published"]))
-            table.add_row(recipe["name"].split("/")[1], escape(f"{rows}; {sources}: {numbers}" if numbers else rows))
-        console.print(table)
-        for suite, names in suites.items():
-            if suite.split("/")[0] == data:
-                trained = ", ".join(name.split("/")[1] for name in names)
-                console.print(f"suite {suite}: {trained}", highlight=False, markup=False, soft_wrap=True)
-        console.print()
 
 
 def _print_whole(console: Console, table: Table) -> None:
