@@ -311,8 +311,8 @@ def _beside_table_3(printed: Sequence[Target]) -> Iterator[Target]:
             own = [target for target in printed if target.section == section]
             yield from own
             names = {target.method: target.row for target in own}
-            for title in ("linear", *TABLE_3):
-                row = names.get(title, "Plain cross-entropy")
+            for title in ("linear", "joint", *TABLE_3):
+                row = names.get(title, "Plain cross-entropy" + ", with bias" * (title == "joint"))
                 yield _with(_ours(section, row, f"{data}/{title}", title, ratio), asked=False)
 
 
