@@ -217,6 +217,8 @@ def test_recipes_are_the_papers_settings():
     assert epochs == {"imagenet-lt": 10, "places-lt": 10, "inaturalist-2018": 30}
     places = RECIPES["places-lt/decoupling"]
     assert (places.backbone.pretrained, places.stages[0].trainable) == (True, "last-block")
+    from_scratch = {recipe.data.name for recipe in RECIPES.values() if not recipe.backbone.pretrained}
+    assert from_scratch.isdisjoint({"places-lt", "own"})  # the rivals' rows, too
     assert (places.second["crt"].stage.batch_size, places.second["crt"].stage.learning_rate) == (256, 0.1)
 
 

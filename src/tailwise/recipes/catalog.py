@@ -209,8 +209,9 @@ def second_stage(data: str, method: str, first: StageSettings | None = None) -> 
 def _rival(data: str, method: str, title: str, adjusters: Sequence[str] = (), *, published: bool = False) -> Recipe:
     """A rival with Kang et al.'s classifier, LDAM with the cosines it is made for, BBN with its two branches."""
     stage = DATA[data]["stages"][0].model_copy(update=changed(data, method, published=published))
-    network = "resnet32" if published else DATA[data]["backbone"].name
-    backbone = {"name": TWO_BRANCH.get(network, network) if method == "bbn" else network}
+    own: BackboneSettings = DATA[data]["backbone"]
+    network = "resnet32" if published else own.name
+    backbone = own.model_copy(update={"name": TWO_BRANCH.get(network, network) if method == "bbn" else network})
     classifier = CosineSettings(tau=1.0) if method.startswith("ldam") else CLASSIFIERS["joint"]
     second = {adjuster: second_stage(data, adjuster, stage if published else None) for adjuster in adjusters}
     settings = {"classifier": classifier, "stages": (stage,), "backbone": backbone, "second": second}
