@@ -529,6 +529,11 @@ def test_a_row_of_other_settings_does_not_count(out):
     row = {"alpha": {"value": tde.tde.fixed_alpha, "from": "recipe"}}
     assert list(reproduce.usable_rows({"rows": {"tde": row}}, tde)) == ["tde"]
     assert not reproduce.usable_rows({"rows": {"tde": {"alpha": {"value": 0.2}}}}, tde)
+    rows = {"tau-norm": {"norm_power": {"value": 0.7, "from": "given"}}, "ncm": {"distance": "l2"}}
+    assert not reproduce.usable_rows({"rows": rows}, run.recipe)  # chosen by looking, another distance
+    given = override([run.recipe], ["tau_norm.power=0.7", "ncm.distance=l2"])[0]
+    assert list(reproduce.usable_rows({"rows": rows}, given)) == ["tau-norm", "ncm"]
+    assert {"tau-norm", "ncm", "ncm-centered"} <= set(reproduce.usable_rows(results, run.recipe))
     key = first_stage(run.recipe, 0)
     assert run_of([run], key, 0) is run
     assert run_of([run], key, 7) is run  # a new seed goes there, too

@@ -96,7 +96,7 @@ def run_of(begun: Sequence[Begun], key: str, seed: int) -> Begun | None:
 
 
 def usable_rows(results: Mapping[str, Any], recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
-    """The rows of a seed that are as the recipe would have them now: its alpha, its second stages."""
+    """The rows of a seed that are as the recipe would have them now: its alpha, norm power, distance, second stages."""
     return {name: row for name, row in results["rows"].items() if _as_planned(name, row, recipe)}
 
 
@@ -106,6 +106,11 @@ def _as_planned(name: str, row: Mapping[str, Any], recipe: Recipe | DetectionRec
     if "alpha" in row and recipe.protocol == "paper":
         alpha = recipe.tde.fixed_alpha if recipe.tde.alpha is None else recipe.tde.alpha
         return bool(row["alpha"]["value"] == alpha)
+    if "norm_power" in row and recipe.protocol == "paper":
+        power = recipe.tau_norm.power or "train"
+        return bool(row["norm_power"]["from" if isinstance(power, str) else "value"] == power)
+    if "distance" in row:
+        return bool(row["distance"] == ("centered" if name == "ncm-centered" else recipe.ncm.distance))
     if "second_stage" in row:
         expected = with_second_stage(recipe, name).second[name]
         there = {key: row["second_stage"].get(key) for key in ("classifier", "stage", "on")}

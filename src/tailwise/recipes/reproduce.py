@@ -202,7 +202,8 @@ def _run(job: Job, request: Request, watch: Watch, until: float | None) -> None:
     assert seed
     assert isinstance(whole, Recipe)
     for method in job.missing:
-        recipe = seed.recipe.model_copy(update={"second": {**seed.recipe.second, **whole.second}})
+        planned_after = {key: getattr(whole, key) for key in ("tde", "tau_norm", "ncm")}
+        recipe = seed.recipe.model_copy(update={**planned_after, "second": {**seed.recipe.second, **whole.second}})
         trained = measure.open_trained(seed, request.data_dir, recipe, request.device)
         measure.adjust(trained, method, save_every=60.0, watch=watch, until=until)
 
