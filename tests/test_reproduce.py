@@ -392,7 +392,7 @@ def test_a_dry_run_writes_nothing(table, tmp_path, capsys):
     shared = by_recipe["digits-lt/decoupling"]
     assert {"joint", "crt", "fine-tune-last-block"} <= set(shared["rows"])
     assert (shared["seeds"], shared["left"], shared["finished"], shared["begun"]) == ([0, 1], [0, 1], [], {})
-    assert shared["epochs"] == 1 + 1 + 1 + 2  # joint, crt, lws, fine-tuning
+    assert shared["epochs"] == 1 + 1 + 2  # joint, crt, fine-tuning; not lws, which no row is
     assert shared["seconds"] > 0
     assert shared["estimated_from"] == "steps"
     code, text, _ = command(capsys, "reproduce", "kang-1", "--dry-run", "--out", tmp_path / "new", "--rows", "tde")
@@ -465,6 +465,26 @@ def test_a_second_stage_of_a_run_stops_and_goes_on(out, tmp_path):
 
 
 @pytest.mark.usefixtures("printed_rows_alone")
+def test_a_row_that_fails_leaves_the_others(table, tmp_path, monkeypatch):
+    """A second stage that diverges costs its own row alone, and what it starts from is there for other tables."""
+    real = measure.adjust
+
+    def adjust(trained, method, *arguments, **options):
+        if method == "fine-tune-last-block":
+            raise InputError("it diverged")
+        return real(trained, method, *arguments, **options)
+
+    monkeypatch.setattr(measure, "adjust", adjust)
+    made = plan.plan(Request("kang-1", tmp_path, rows=("fine-tune-last-block", "C", "joint"), seeds=1))
+    notes = reproduce.work(made, Silent())
+    assert notes == ["digits-lt/decoupling seed 0, fine-tune-last-block: it diverged"]
+    record = reproduce.record(made)
+    reasons = {(line["method"], line["metric"]): (line["verdict"], line["reason"]) for line in record["lines"]}
+    assert reasons["fine-tune-last-block", "all"] == ("not run", "failed")
+    assert reasons["crt", "all"] == reasons["joint", "all"] == ("single run", None)
+
+
+@pytest.mark.usefixtures("printed_rows_alone")
 def test_other_protocols_stand_beside(out, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(out, folder)
@@ -521,9 +541,10 @@ def test_a_record_outlives_its_runs(out, tmp_path):
 def test_a_row_of_other_settings_does_not_count(out):
     """An alpha or a second stage that is not the recipe's; of several runs the one with the seed is taken."""
     (run,) = begun_below(out)
-    recipe = override([run.recipe], ["second.crt.stage.epochs=7"])[0]
+    ours = override([RECIPES["digits-lt/decoupling"]], ["protocol=paper", "data.subset_seed=0"])[0]
+    recipe = override([ours], ["second.crt.stage.epochs=7"])[0]
     results = run.seed(0).results()
-    assert "crt" in reproduce.usable_rows(results, run.recipe)
+    assert "crt" in reproduce.usable_rows(results, ours)
     assert "crt" not in reproduce.usable_rows(results, recipe)
     tde = override([RECIPES["digits-lt/tde"]], ["protocol=paper"])[0]
     row = {"alpha": {"value": tde.tde.fixed_alpha, "from": "recipe"}}

@@ -57,7 +57,7 @@ class Job:
 
     recipe: what it would be begun with. run: the folder that has it, or will. methods: rows that are wanted of it.
     second: the second stages of the rows' own recipes. epochs, done: on images, second stages included. lacks: why it
-    cannot be run, or was not; said: what says so.
+    cannot be run, or was not; said: what says so. failed: rows that could not be made.
     """
 
     key: str
@@ -73,11 +73,22 @@ class Job:
     cost: Cost | None = None
     lacks: str | None = None
     said: str = ""
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def begins_with(self) -> Recipe | DetectionRecipe:
+        """What is trained first: as it was begun, else without second stages, of which one may fail and others not."""
+        if self.run:
+            return self.run.recipe
+        if isinstance(self.recipe, DetectionRecipe):
+            return self.recipe
+        alone = tuple(name for name in self.recipe.methods if name not in self.recipe.second)
+        return self.recipe.model_copy(update={"methods": alone, "second": {}})
 
     @property
     def finished(self) -> runs.SeedFolder | DetectionSeed | None:
         """The seed's folder, once the first stage is trained."""
-        there = Begun(self.folder, self.run.recipe if self.run else self.recipe)
+        there = Begun(self.folder, self.begins_with)
         return there.seed(self.seed)
 
     @property
@@ -298,7 +309,8 @@ def _count_epochs(job: Job) -> int:
     if recipe.methods[0] in PLAIN:
         rest = set(adjusters_of(recipe.classifier.name)) - set(job.methods)
         job.methods += [method for method in METHODS if method in rest and _from_stores(method)]
-    begun = job.run.recipe if job.run and isinstance(job.run.recipe, Recipe) else recipe
+    begun = job.begins_with
+    assert isinstance(begun, Recipe)
     whole = _with_second_stages(recipe, job)
     every = dict.fromkeys((*begun.methods, *job.methods))
     job.epochs = sum(epochs_on_images(begun if name in begun.second else whole, name) for name in every)

@@ -63,7 +63,7 @@ def work(
         left.remove(job)
         worked = True
         try:
-            _run(job, made.request, watch, until)
+            notes += _run(job, made.request, watch, until)
         except OutOfTime:
             left.append(job)
             break
@@ -113,6 +113,8 @@ def record(made: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
             found, seeds_of[protocol] = _collect(target, recipe, disk, runs_there)
             key = found if protocol == target.under else key
         failed = next((job.lacks for job in made.jobs if job.key == key and job.lacks), None)
+        if any(job.key == key and target.method in job.failed for job in made.jobs):
+            failed = "failed"
         reason = _reason(target, seeds_of.get(target.under, []), failed, request)
         line = compared(target, seeds_of, reason)
         if target.asked or asked or line["ours"]:
@@ -180,10 +182,10 @@ def hardware() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "system": platform.system()}
 
 
-def _run(job: Job, request: Request, watch: Watch, until: float | None) -> None:
-    """Train a job's seed if it is not there, then every row that is missing."""
+def _run(job: Job, request: Request, watch: Watch, until: float | None) -> list[str]:
+    """Train a job's seed if it is not there, then every row that is missing. Returns why some could not be made."""
     how: dict[str, Any] = {"data_dir": request.data_dir, "device": request.device, "watch": watch, "until": until}
-    begun = job.run.recipe if job.run else job.recipe  # what was begun goes on in its own settings
+    begun = job.begins_with
     if job.finished is None:
         if isinstance(begun, DetectionRecipe):
             detection_experiment.train_detectors([begun], [job.seed], job.folder, resume=True, **how)
@@ -198,14 +200,20 @@ def _run(job: Job, request: Request, watch: Watch, until: float | None) -> None:
             detection_experiment.add_rows(
                 seed, job.missing, alpha=alpha, data_dir=request.data_dir, device=request.device
             )
-        return
+        return []
     assert seed
     assert isinstance(whole, Recipe)
+    notes = []
+    planned_after = {key: getattr(whole, key) for key in ("tde", "tau_norm", "ncm")}
     for method in job.missing:
-        planned_after = {key: getattr(whole, key) for key in ("tde", "tau_norm", "ncm")}
         recipe = seed.recipe.model_copy(update={**planned_after, "second": {**seed.recipe.second, **whole.second}})
-        trained = measure.open_trained(seed, request.data_dir, recipe, request.device)
-        measure.adjust(trained, method, save_every=60.0, watch=watch, until=until)
+        try:
+            trained = measure.open_trained(seed, request.data_dir, recipe, request.device)
+            measure.adjust(trained, method, save_every=60.0, watch=watch, until=until)
+        except checks.InputError as error:
+            job.failed.append(method)
+            notes.append(f"{job.recipe.name} seed {job.seed}, {method}: {error}")
+    return notes
 
 
 def _finished(begun: Sequence[Begun]) -> Disk:
@@ -246,7 +254,7 @@ def _reason(target: Target, seeds: Sequence[dict[str, Any]], failed: str | None,
     """Why there is no number to compare; None if there is one."""
     if target.recipe is None:
         return target.lacks
-    if not seeds:
+    if not any(row_name(target) in seed["rows"] for seed in seeds):
         return failed or "no run yet"
     other = [setting for setting in request.settings if not setting.startswith(LIKE_PRINTED)]
     if other:
