@@ -208,6 +208,10 @@ def test_what_is_the_same_first_stage():
     keys = {first_stage(override([base], [other])[0], 3) for other in others} | {first_stage(same[2], 2)}
     assert len(keys - {first_stage(base, 3)}) == len(others)  # subset 2, twice
     assert first_stage(RECIPES["digits-lt/linear"], 0) != first_stage(RECIPES["digits-lt/joint"], 0)
+    photos = RECIPES["imagenet-lt/tde"]
+    elsewhere = override([photos], ["data.kept=/scratch"])[0]  # where decoded images lie
+    assert first_stage(elsewhere, 0) == first_stage(photos, 0)
+    assert plan.changes(elsewhere) == {}
 
 
 # ---- time
@@ -236,10 +240,11 @@ def test_what_is_done_next(tmp_path):
 def test_the_papers_own_rows_come_first(tmp_path, monkeypatch):
     """Plain cross-entropy and Tang et al.'s rows before those they quote; a run's seeds one after the other."""
     monkeypatch.delenv("TAILWISE_DATA", raising=False)
-    rows = ("cifar100-lt-100/focal-published", "cifar100-lt-*/tde", "cifar100-lt-50/joint-published")
+    rows = ("cifar100-lt-100/focal*", "cifar100-lt-*/tde", "cifar100-lt-50/joint-published")
     made = plan.plan(Request("tang-3", tmp_path, rows=rows, seeds=2))
     order = [(job.recipe.title, job.recipe.data.imbalance_ratio, job.seed) for job in made.jobs]
-    runs_of = [("tde", 100), ("joint-published", 50), ("tde", 50), ("tde", 10), ("focal-published", 100)]
+    runs_of = [("tde", 100), ("joint-published", 50), ("tde", 50), ("tde", 10)]
+    runs_of += [("focal-published", 100), ("focal", 100)]  # quoted, and in no table
     assert order == [(title, ratio, seed) for title, ratio in runs_of for seed in (0, 1)]
     assert {job.lacks for job in made.jobs} == {"no data: cifar100-lt"}
     assert made.left == []

@@ -15,7 +15,7 @@ def reproduce(
     table: Annotated[str | None, Parameter(help="A table such as tang-3 or kang-1; none lists them all.")] = None,
     /,
     *settings: Annotated[
-        str, Parameter(help="Overrides; with any but compute.* what is trained is not what the paper trained.")
+        str, Parameter(help="Overrides; with any but compute.* and data.kept it is not what the paper trained.")
     ],
     rows: Annotated[
         list[str] | None,

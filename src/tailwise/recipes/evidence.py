@@ -68,6 +68,7 @@ def first_stage(recipe: Recipe | DetectionRecipe, seed: int) -> str:
         settings = recipe.model_dump(mode="json", exclude=NO_MATTER)
     else:
         settings = recipe.model_dump(mode="json", include=FIRST_STAGE)
+        settings["data"].pop("kept", None)  # a place, not a setting of training
         if recipe.protocol == "paper":
             del settings["metric"]  # nothing is chosen by it
     if settings["data"].get("subset_seed", seed) is None:

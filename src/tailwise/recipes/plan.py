@@ -27,6 +27,7 @@ from tailwise.recipes.targets import Target, about, selected, targets_of
 
 # Classifiers whose stores are adjusted in every way that needs no images, for what stands beside the printed rows
 PLAIN = ("linear", "joint", "cosine", "capsule", "de-confound")
+WITHOUT_EFFECT = ("compute.", "data.kept")  # of settings: what is trained is the same
 NAMED_ELSEWHERE = ("protocol", "data.subset_seed")
 FROM_STORES = ("ncm", "ncm-centered", "tau-norm", "crt-stored", "lws-stored", "logit-adjustment")
 
@@ -240,16 +241,16 @@ def own_row_of(recipe: Recipe | DetectionRecipe) -> str:
 
 
 def changes(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
-    """What a recipe has other than the catalog's of its name, apart from how arithmetic is done."""
+    """What a recipe has other than the catalog's of its name, but for how arithmetic is done and where things lie."""
     known: dict[str, Recipe | DetectionRecipe] = {**RECIPES, **DETECTION_RECIPES}
     catalog, own = (runs.flat(one.model_dump(mode="json")) for one in (known[recipe.name], recipe))
     keys = [key for key in own if own[key] != catalog.get(key)]
-    return {key: own[key] for key in keys if not key.startswith(("compute.", "published"))}
+    return {key: own[key] for key in keys if not key.startswith((*WITHOUT_EFFECT, "published"))}
 
 
 def _borrowed(target: Target) -> bool:
-    """Whether the paper quotes a row; plain cross-entropy is what all else is compared with."""
-    return target.quoted is not None and target.method != "joint"
+    """Whether the paper quotes a row, or does not print it; plain cross-entropy is what all else is compared with."""
+    return (target.quoted is not None or not target.asked) and target.method != "joint"
 
 
 def _new_folder(recipe: Recipe | DetectionRecipe, key: str, out: Path) -> Path:

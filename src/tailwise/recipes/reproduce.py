@@ -24,7 +24,7 @@ from tailwise.recipes.evidence import (
     row_name,
     usable_rows,
 )
-from tailwise.recipes.plan import Job, Plan, Request, changes, planned, protocol_of, subset_seed_of
+from tailwise.recipes.plan import WITHOUT_EFFECT, Job, Plan, Request, changes, planned, protocol_of, subset_seed_of
 from tailwise.recipes.resume import OutOfTime
 from tailwise.recipes.schema import Recipe
 from tailwise.recipes.targets import Target, about
