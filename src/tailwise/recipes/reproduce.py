@@ -33,11 +33,7 @@ from tailwise.recipes.watch import Watch
 from tailwise.report.reproduction import markdown
 
 FORMAT = "tailwise-reproduction/1"
-LIKE_PRINTED = (
-    "compute.",
-    "data.workers=",
-    "detector.framework=",
-)  # settings with which a number may still be compared
+LIKE_PRINTED = (*WITHOUT_EFFECT, "detector.framework")  # settings with which a number may still be compared
 Disk = dict[str, list[tuple[runs.SeedFolder | DetectionSeed, dict[str, Any]]]]
 
 
