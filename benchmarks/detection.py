@@ -51,7 +51,7 @@ def measure(framework: str, backbone: str) -> dict[str, Any]:
     settings = [f"detector.framework={framework}", f"detector.backbone={backbone}", "detector.pretrained=false"]
     (recipe,) = override(find_detection("lvis-v1/tde"), settings)
     torch.manual_seed(0)
-    detector = build_detector(recipe, ClassCounts((10,) * CLASSES))
+    detector = build_detector(recipe, ClassCounts((10,) * CLASSES), images=10 * CLASSES)
     for name, module in detector.backbone.named_modules():
         if name.endswith("bn3"):  # frozen, without statistics of its own: noise would grow from block to block
             module.weight.mul_(0.1)

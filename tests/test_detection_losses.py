@@ -29,12 +29,13 @@ from tailwise.detect.region_losses import (
 from tailwise.losses import CrossEntropy, Focal
 
 COUNTS = ClassCounts((600, 60, 6, 1))
+IMAGES = 610  # of which some show several classes
 C = COUNTS.num_classes
 LOSSES = {
     "cross-entropy": lambda: WithBackground(C, CrossEntropy(reduction="none")),
     "focal": lambda: WithBackground(C, Focal(reduction="none")),
     "balanced softmax": lambda: balanced_with_background(COUNTS),
-    "equalization": lambda: equalization_with_background(COUNTS, threshold=0.02),
+    "equalization": lambda: equalization_with_background(COUNTS, IMAGES, threshold=0.02),
     "federated": lambda: EachAgainstTheRest(C, Federated(COUNTS, num_sampled=2)),
     "seesaw": lambda: SeesawWithObjectness(C),
 }
@@ -96,9 +97,10 @@ def test_balanced_softmax_leaves_background_as_likely():
 
 
 def test_equalization_lets_background_alone_discourage_rare_classes():
-    loss = equalization_with_background(COUNTS, threshold=0.02)
+    loss = equalization_with_background(COUNTS, IMAGES, threshold=0.0095)
     z = logits_for(loss)
-    rare = [n / 667 < 0.02 for n in COUNTS.per_class]
+    rare = [n / IMAGES < 0.0095 for n in COUNTS.per_class]
+    assert rare == [False, False, False, True]  # of all counts' sum, 667, the third's 6 are less than that
     expected = 0.0
     for row, t in zip(z.tolist(), TARGET.tolist(), strict=True):
         for c in range(C):

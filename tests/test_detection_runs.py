@@ -1,6 +1,7 @@
 """Detectors from the command: trained, stopped and resumed, measured again, drawn; batches; what is refused."""
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -21,7 +22,7 @@ from tailwise.detect.backbones import resnet_fpn
 from tailwise.detect.loading import ExampleBatches, Examples, flipped, image_repeat_draw
 from tailwise.detect.lvis import lvis
 from tailwise.recipes import runs
-from tailwise.recipes.build_detection import build_detector, inference_of
+from tailwise.recipes.build_detection import build_detector, build_region_loss, inference_of
 from tailwise.recipes.detection import DETECTION_RECIPES, find_detection
 from tailwise.recipes.detection_experiment import measured, open_detector, train_detectors
 from tailwise.recipes.detection_runs import open_detection_run
@@ -198,11 +199,21 @@ def test_every_recipe_makes_a_detector(data):
     for name, recipe in DETECTION_RECIPES.items():
         if recipe.data.name != "digit-scenes-lt":  # the others have the same classifiers and losses
             continue
-        detector = build_detector(override([recipe], ["detector.masks=false", *TINY[-5:]])[0], data.counts)
+        (small,) = override([recipe], ["detector.masks=false", *TINY[-5:]])
+        detector = build_detector(small, data.counts, len(data.train))
         losses = detector([data.train[0]])
         assert all(loss.isfinite() for loss in losses.values()), name
         for row in recipe.rows:
             assert detector.eval().detections(detector.look([data.test[0].image]), inference_of(recipe, row)), row
+
+
+def test_equalization_spares_what_at_most_a_hundred_images_show():
+    """Of LVIS v0.5's 57,000, as the paper has it, and of digit-scenes-lt's."""
+    for name, images in (("lvis-v0.5", 57_000), ("digit-scenes-lt", 1097)):
+        recipe = DETECTION_RECIPES[f"{name}/equalization"]
+        loss = build_region_loss(recipe, ClassCounts((100, 101, 20_000)), images)
+        got = loss(torch.zeros(1, 3), torch.tensor([3])).item()
+        assert got == pytest.approx(2 * math.log(2)), name
 
 
 def test_official_settings():

@@ -102,13 +102,21 @@ class EachAgainstTheRest(nn.Module):
         return logits.sigmoid()
 
 
-def equalization_with_background(counts: ClassCounts, *, threshold: float = 1.76e-3) -> EachAgainstTheRest:
+def equalization_with_background(counts: ClassCounts, images: int, *, threshold: float = 1.76e-3) -> EachAgainstTheRest:
     """Equalization loss as used in detection (Tan et al. 2020): background alone tells rare classes what they are not.
 
-    >>> equalization_with_background(ClassCounts((9, 1))).num_outputs
-    2
+    Args:
+        counts: training images of each class, of which one may show several.
+        images: all training images.
+        threshold: a class in a smaller fraction of the images is rare; the paper's is a hundred images of LVIS v0.5.
+
+    >>> loss = equalization_with_background(ClassCounts((90, 90, 9)), images=100, threshold=0.1)
+    >>> loss(torch.zeros(1, 3), torch.tensor([1]))  # the last class is left out: 2 log 2
+    tensor(1.3863)
     """
-    return EachAgainstTheRest(counts.num_classes, EqualizationSigmoid(counts, threshold=threshold, reduction="none"))
+    # the loss takes fractions of the counts' sum, in which an image of several classes is several
+    of_sum = threshold * checks.whole("images", images) / sum(counts.per_class)
+    return EachAgainstTheRest(counts.num_classes, EqualizationSigmoid(counts, threshold=of_sum, reduction="none"))
 
 
 def federated(

@@ -71,8 +71,10 @@ def _scenes(seed: int, max_train: int, ratio: float, val: int, test: int) -> Det
     return digit_scenes_lt(seed, max_train=max_train, imbalance_ratio=ratio, val_per_class=val, test_per_class=test)
 
 
-def build_detector(recipe: DetectionRecipe, counts: ClassCounts) -> Detector:
+def build_detector(recipe: DetectionRecipe, counts: ClassCounts, images: int) -> Detector:
     """The recipe's detector, freshly initialised from torch's global random state.
+
+    counts: training images of each class. images: all of them, of which one may show several classes.
 
     Raises:
         InputError: ImageNet weights that cannot be had.
@@ -86,7 +88,7 @@ def build_detector(recipe: DetectionRecipe, counts: ClassCounts) -> Detector:
         backbone,
         counts.num_classes,
         partial(build_classifier, recipe.classifier),
-        partial(build_region_loss, recipe, counts),
+        partial(build_region_loss, recipe, counts, images),
         framework=settings.framework,
         masks=settings.masks,
         legacy_average=settings.legacy_average,
@@ -94,15 +96,15 @@ def build_detector(recipe: DetectionRecipe, counts: ClassCounts) -> Detector:
     )
 
 
-def build_region_loss(recipe: DetectionRecipe, counts: ClassCounts) -> RegionLoss:
-    """The loss of one stage's classifier; counts: training images of each class."""
+def build_region_loss(recipe: DetectionRecipe, counts: ClassCounts, images: int) -> RegionLoss:
+    """The loss of one stage's classifier; counts, images: as in `build_detector`."""
     settings, num_classes = recipe.loss, counts.num_classes
     if isinstance(settings, FocalSettings):
         return WithBackground(num_classes, Focal(gamma=settings.gamma, detach=settings.detach, reduction="none"))
     if isinstance(settings, RegionBalancedSoftmaxSettings):
         return balanced_with_background(counts)
     if isinstance(settings, RegionEqualizationSettings):
-        return equalization_with_background(counts, threshold=settings.threshold)
+        return equalization_with_background(counts, images, threshold=settings.threshold)
     if isinstance(settings, RegionSeesawSettings):
         return SeesawWithObjectness(num_classes, p=settings.p, q=settings.q)
     if isinstance(settings, FederatedSettings):

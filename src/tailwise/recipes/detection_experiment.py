@@ -56,7 +56,7 @@ def train_detectors(
     for recipe in recipes:
         data = build_detection_data(recipe, seeds[0], data_dir)
         with torch.random.fork_rng(devices=[]):
-            build_detector(recipe, data.counts)
+            build_detector(recipe, data.counts, len(data.train))
         build_detection_stage(recipe, data, seeds[0])
         _reported(data)
     folders = {recipe.name: folder if len(recipes) == 1 else folder / recipe.title for recipe in recipes}
@@ -96,7 +96,7 @@ def _trained_one(recipe: DetectionRecipe, seed: int, folder: Path, label: str, h
             how.watch.epoch(log.write(end, val))
 
         torch.manual_seed(mixed_seed(seed))
-        detector = build_detector(recipe, data.counts)
+        detector = build_detector(recipe, data.counts, len(data.train))
         done = written / runs.CHECKPOINT
         if not ranks.agree(done.exists()):
             stage = build_detection_stage(recipe, data, seed)
@@ -171,7 +171,8 @@ def open_detector(seed: DetectionSeed, device: torch.device) -> tuple[Detector, 
     settings = seed.recipe.detector.model_copy(update={"pretrained": False})  # the checkpoint has all weights
     with torch.random.fork_rng(devices=[]):
         recipe = seed.recipe.model_copy(update={"detector": settings})
-        detector = build_detector(recipe, ClassCounts(tuple(checkpoint.meta["counts"])))
+        counts = ClassCounts(tuple(checkpoint.meta["counts"]))
+        detector = build_detector(recipe, counts, sum(counts.per_class))  # how many images matters to training alone
     load_state(detector, checkpoint.state)
     return detector.eval().to(device), names
 

@@ -98,7 +98,7 @@ def timed_detector_cost(recipe: DetectionRecipe, data: DetectionData, device: to
     alone = recipe.model_copy(update={"training": single})
     with cpu_threads(recipe), torch.random.fork_rng(devices=[]):
         torch.manual_seed(mixed_seed(0))
-        detector = build_detector(recipe, data.counts).to(device)
+        detector = build_detector(recipe, data.counts, len(data.train)).to(device)
         stage, load = build_detection_stage(alone, data, 0), build_detection_load(alone, data, 0, device)
         return _timed_steps(detector, stage, load, Compute(device, recipe.compute.precision), device)
 
