@@ -222,6 +222,16 @@ def test_images_lie_in_cocos_folders_or_beside_one_another(tmp_path):
     assert [example.image_id for example in split.take([1])] == [5]
 
 
+def test_lvis_05_has_names_of_2014_for_images_of_2017(tmp_path):
+    content = copy.deepcopy(LVIS)
+    del content["images"][0]["coco_url"]
+    content["images"][1]["file_name"] = "COCO_val2014_000000000005.jpg"
+    picture(tmp_path / "train2017/000000000011.jpg")
+    picture(tmp_path / "val2017/000000000005.jpg")
+    split = read_split(written(tmp_path, content), tmp_path)
+    assert split[0].image.shape == split[1].image.shape == (3, H, W)
+
+
 def test_absent_and_broken_images_are_named(tmp_path):
     path = written(tmp_path, LVIS)
     picture(tmp_path / "i/five.png")

@@ -86,4 +86,12 @@ def _paths(truth: Truth, folder: Path) -> list[str | None]:
             listed[parent] = frozenset(os.listdir(parent)) if os.path.isdir(parent) else frozenset()
         return os.path.join(parent, base) if base in listed[parent] else None
 
-    return [found(image.file) or found(os.path.basename(image.file)) for image in truth.images]
+    def of_2017(name: str) -> str | None:
+        """An image of LVIS v0.5 by its name of 2014, COCO_train2014_000000000009.jpg, in the folders of 2017."""
+        if not name.startswith("COCO_"):
+            return None
+        number = name.split("_")[-1]
+        return found(f"train2017/{number}") or found(f"val2017/{number}") or found(number)
+
+    names = ((image.file, os.path.basename(image.file)) for image in truth.images)
+    return [found(file) or found(base) or of_2017(base) for file, base in names]
