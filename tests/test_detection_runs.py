@@ -22,7 +22,13 @@ from tailwise.detect.backbones import resnet_fpn
 from tailwise.detect.loading import ExampleBatches, Examples, flipped, image_repeat_draw
 from tailwise.detect.lvis import lvis
 from tailwise.recipes import runs
-from tailwise.recipes.build_detection import build_detector, build_region_loss, inference_of
+from tailwise.recipes.build_detection import (
+    build_detection_load,
+    build_detection_stage,
+    build_detector,
+    build_region_loss,
+    inference_of,
+)
 from tailwise.recipes.detection import DETECTION_RECIPES, find_detection
 from tailwise.recipes.detection_experiment import measured, open_detector, train_detectors
 from tailwise.recipes.detection_runs import open_detection_run
@@ -164,7 +170,9 @@ def test_what_will_not_do_is_named(suite, tmp_path, capsys):
         (("train", "digit-scenes-lt/tde", "loss=seesaw"), "rows: expected a row of the classifier's own"),
         (("train", "digit-scenes-lt/tde", "detector.framework=yolo"), "detector.framework: input should be"),
         (("train", "digit-scenes-lt/tde", "inference.alfa=1"), "override: unknown key 'inference.alfa'; did you mean"),
-        (("evaluate", suite / "tde", "--power", "1"), "power, metric: expected none for a detector"),
+        (("evaluate", suite / "tde", "--power", "1"), "power, metric, metrics: expected none for a detector"),
+        (("evaluate", suite / "tde", "--metrics"), "power, metric, metrics: expected none for a detector"),
+        (("evaluate", suite / "baseline", "--alpha", "1"), "alpha: expected a row with TDE, got baseline of digit-sc"),
         (("evaluate", suite / "tde", "--alpha", "auto"), "alpha: expected a finite number"),
         (("evaluate", suite / "tde", "--method", "crt"), "method: unknown value 'crt'"),
         (("evaluate", suite), "expected a run folder with recipe.json"),
@@ -262,6 +270,10 @@ def test_batches_are_the_same_for_any_number_of_processes(data):
     assert len(dropped) == len(list(dropped)) == 1
     with pytest.raises(InputError, match="batch_size: expected a last batch of at least 2 images"):
         ExampleBatches(data.train, indices[:5], batch_size=4, num_ranks=2)
+    for settings, batches in ((["training.drop_last=true"], 1), ([], 2)):
+        (recipe,) = override(find_detection("digit-scenes-lt/tde"), ["training.batch_size=30", *settings])
+        stage = build_detection_stage(recipe, data, 0)
+        assert len(build_detection_load(recipe, data, 0, torch.device("cpu"))(stage, 1)) == batches
 
 
 def test_a_loader_leaves_training_its_random_numbers(data):
@@ -321,6 +333,25 @@ def test_lvis_is_found_where_it_lies(tmp_path, data):
     assert torch.equal(read.train[1].image, few[1].image)
     with pytest.raises(InputError, match=r"data-dir: expected lvis_v0.5_train.json in"):
         lvis("lvis-v0.5", tmp_path)
+
+
+def test_lvis_leaves_out_what_is_bad_if_asked_and_groups_by_training_images(tmp_path, data):
+    few = data.train.take(range(3))
+    for part in ("train", "val"):
+        path = tmp_path / f"lvis_v1_{part}.json"
+        write_split(few, path, tmp_path)
+        content = json.loads(path.read_text())
+        content["annotations"][0]["bbox"][2] = 0
+        for category in content["categories"]:
+            category |= {"frequency": None, "image_count": 11 if part == "train" else 1}
+        path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"lvis_v1_train.json: annotation 1: expected a box wider"):
+        lvis("lvis-v1", tmp_path)
+    with pytest.warns(UserWarning, match=r"lvis_v1_(train|val).json: left out 1 \(first: annotation 1: expected a box"):
+        read = lvis("lvis-v1", tmp_path, on_bad="skip")
+    whole = sum(len(image.labels) for image in few.truth.images)
+    assert [sum(len(i.labels) for i in s.truth.images) for s in (read.train, read.test)] == [whole - 1] * 2
+    assert {category.frequency for category in read.test.truth.categories} == {"c"}
 
 
 def test_lvis_is_read_where_its_verification_finds_it(tmp_path, data, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from tailwise.checks import InputError
 from tailwise.classifiers import CapsuleClassifier, CausalClassifier, CosineClassifier, LinearClassifier
 from tailwise.counts import ClassCounts
-from tailwise.detect import Example, encode
+from tailwise.detect import Example, decode, encode
 from tailwise.detect.backbones import SmallFPN, resnet_fpn
 from tailwise.detect.detector import Detector, Sizes
 from tailwise.detect.inference import Inference, StageLogits, best_places, boxes_at, class_scores
@@ -268,6 +268,55 @@ def test_everything_learns_and_every_average_moves(framework):
     directions = [stage.classifier.classifier.average.value for stage in detector.stages]
     assert all(direction.any() for direction in directions)
     assert not several or not torch.equal(directions[0], directions[1])
+
+
+@pytest.mark.parametrize("framework", ["cascade", "htc"])
+def test_a_stage_counts_by_its_weight(framework, monkeypatch):
+    detector, plain = small(framework), small(framework)
+    monkeypatch.setattr(plain, "stage_weights", (1.0, 1.0, 1.0))
+    torch.manual_seed(1)
+    weighted = detector([TWO])
+    torch.manual_seed(1)
+    losses = plain([TWO])
+    for kind in ("class", "box", "mask"):
+        assert losses[f"{kind}_1"] > 0
+        for n, weight in enumerate((1, 0.5, 0.25)):
+            torch.testing.assert_close(weighted[f"{kind}_{n}"], weight * losses[f"{kind}_{n}"])
+
+
+def test_a_mask_is_the_mean_over_stages_and_each_sees_the_one_before(monkeypatch):
+    detector = small("htc").eval()
+    given, answers = [], [9.0, 0.5, -9.0]  # 1, 0.6 and 0, of which the mean is more than half
+
+    def features(x, previous=None, own=detector.mask_heads[0].convolutions):
+        given.append(previous)
+        return own(x)
+
+    for head, answer in zip(detector.mask_heads, answers, strict=True):
+        monkeypatch.setattr(head, "features", features)
+        monkeypatch.setattr(
+            head, "forward", lambda seen, labels, answer=answer: torch.full((len(labels), 28, 28), answer)
+        )
+    (found,) = detector.detections(detector.look([TWO.image]), Inference(per_image=5))[0]
+    assert decode(found.masks, (64, 64)).any(axis=(1, 2)).all()
+    assert [one is None for one in given] == [True, False, False]
+
+
+def test_half_precision_moves_boxes_in_full(monkeypatch):
+    detector, seen = small(), []
+    for stage in detector.stages:
+
+        def moved(deltas, boxes, sizes, own=stage.moved):
+            seen.extend([*boxes, *own(deltas, boxes, sizes)])
+            return own(deltas, boxes, sizes)
+
+        monkeypatch.setattr(stage, "moved", moved)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = detector([TWO])
+    assert {boxes.dtype for boxes in seen} == {torch.float32}
+    assert all(loss.isfinite() for loss in losses.values())
+    wide = torch.cat([boxes.flatten() for boxes in seen])
+    assert not torch.equal(wide, wide.bfloat16().float())
 
 
 def test_stages_are_those_of_the_paper():

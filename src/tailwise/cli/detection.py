@@ -57,9 +57,12 @@ def evaluate_detection(
         checks.choice("method", method, opened.recipe.rows)
     rows = opened.recipe.rows if method is None else (method,)
 
+    from tailwise.recipes.build_detection import inference_of
     from tailwise.recipes.detection_experiment import measured_again
     from tailwise.report.detection import combined_precision
 
+    if alpha is not None and all(inference_of(opened.recipe, row).alpha is None for row in rows):
+        raise checks.InputError(f"alpha: expected a row with TDE, got {', '.join(rows)} of {opened.recipe.name}")
     results, wrote = [], []
     with warnings_as_notes():
         for seed in opened.seeds:

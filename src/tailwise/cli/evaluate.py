@@ -45,8 +45,8 @@ def evaluate(
     from tailwise.recipes.methods import METHODS, asked_rows
 
     if is_detection(run):
-        if power is not None or metric is not None:
-            raise checks.InputError("power, metric: expected none for a detector")
+        if power is not None or metric is not None or metrics:
+            raise checks.InputError("power, metric, metrics: expected none for a detector")
         strength = strength_of("alpha", alpha, ())
         evaluate_detection(
             run, method=method, alpha=strength, detections=detections, data_dir=data_dir, device=device, json=json

@@ -271,9 +271,11 @@ class Detector(nn.Module):
 def _proposals(channels: int, sizes: Sizes) -> RegionProposalNetwork:
     anchors = AnchorGenerator(tuple((side,) for side in sizes.anchors), ((0.5, 1.0, 2.0),) * len(sizes.anchors))
     train, test = sizes.proposals
+    head = RPNHead(channels, 3)
+    head.register_forward_hook(_in_full_precision)
     return RegionProposalNetwork(
         anchors,
-        RPNHead(channels, 3),
+        head,
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
         batch_size_per_image=256,
@@ -282,6 +284,11 @@ def _proposals(channels: int, sizes: Sizes) -> RegionProposalNetwork:
         post_nms_top_n={"training": train, "testing": test},
         nms_thresh=0.7,
     )
+
+
+def _in_full_precision(_: nn.Module, __: object, maps: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
+    """A hook: torchvision gives boxes the precision of what moves them, and half of it is pixels in a photograph."""
+    return tuple([part.float() for part in several] for several in maps)
 
 
 def _instances(example: Example, size: Size, *, masks: bool) -> Instances:

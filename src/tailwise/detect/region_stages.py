@@ -97,8 +97,8 @@ class BoxStage(nn.Module):
         return x
 
     def deltas(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N B 4"]:
-        """How each region's box is to move, one box or one for each class."""
-        moved: Tensor = self.regressor(features)
+        """How each region's box is to move, one box or one for each class; in full precision, which boxes follow."""
+        moved: Tensor = self.regressor(features).float()
         return moved.view(len(moved), self.boxes_of_region, 4)
 
     def moved(self, deltas: Float[Tensor, "N B 4"], boxes: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:

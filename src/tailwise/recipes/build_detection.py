@@ -52,7 +52,7 @@ def build_detection_data(recipe: DetectionRecipe, seed: int, data_dir: Path | No
     """
     settings = recipe.data
     if isinstance(settings, LvisSettings):
-        return _lvis(settings.name, data_dir)
+        return _lvis(settings.name, data_dir, on_bad=settings.on_bad)
     return _scenes(
         seed if settings.subset_seed is None else settings.subset_seed,
         settings.max_train,
@@ -136,6 +136,7 @@ def build_detection_stage(recipe: DetectionRecipe, data: DetectionData, seed: in
         ),
         clip_norm=training.clip_norm,
         accumulate=training.accumulate,
+        drop_last=training.drop_last,
     )
 
 
@@ -156,6 +157,7 @@ def build_detection_load(
             stage.batch_size,
             flip=recipe.training.flip,
             seed=mixed_seed(seed, epoch),
+            drop_last=stage.drop_last,
             rank=ranks.rank(),
             num_ranks=ranks.count(),
             device=device,

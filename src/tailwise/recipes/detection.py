@@ -29,9 +29,13 @@ class DigitScenesSettings(Settings):
 
 
 class LvisSettings(Settings):
-    """workers: processes that read images ahead; 0 reads them in the training process."""
+    """workers: processes that read images ahead; 0 reads them in the training process.
+
+    on_bad: skip leaves out bad annotations and absent images, of what is measured on, too.
+    """
 
     name: Literal["lvis-v0.5", "lvis-v1"]
+    on_bad: Literal["error", "skip"] = "error"
     workers: Annotated[int, Field(ge=0, le=64)] = 4
 
 
@@ -111,7 +115,8 @@ class TrainingSettings(Settings):
 
     milestones: epochs done. warmup_iterations, warmup_from: the linear warm-up, from that fraction of the learning
     rate. clip_norm: null clips nothing. flip: turn images left to right by chance. repeat_threshold: of repeat-factor
-    sampling, 0.001 for LVIS; 0 samples every image once.
+    sampling, 0.001 for LVIS; 0 samples every image once. drop_last: leave out a last, smaller batch, which several
+    processes may not be able to share.
     """
 
     epochs: PositiveInt
@@ -127,6 +132,7 @@ class TrainingSettings(Settings):
     flip: bool = True
     repeat_threshold: Fraction = 0.0
     accumulate: PositiveInt = 1
+    drop_last: bool = False
 
 
 class InferenceSettings(Settings):

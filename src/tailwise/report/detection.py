@@ -35,6 +35,7 @@ def combined_precision(name: str, runs: Mapping[str, Sequence[Result]]) -> dict[
     return {
         "name": name,
         "seeds": [result["seed"] for result in first],
+        "masks": first[0]["recipe"]["detector"]["masks"],
         "group_sizes": {group: frequencies.count(group) for group in "rcf"},
         "rows": rows,
         "runs": list(runs),
@@ -66,9 +67,8 @@ def print_precision(console: Console, record: dict[str, Any], lines: Sequence[st
     console.width = max(before, console.measure(table).maximum)  # a narrow terminal breaks lines, but cuts no figure
     console.print(table)
     console.width = before
-    notes = [
-        "AP of masks, mean over IoU 0.5 to 0.95 and classes; r, c, f: rare, common, frequent classes; APbox: of boxes"
-    ]
+    what = "AP of masks" if record.get("masks", True) else "AP of boxes, as APbox"
+    notes = [f"{what}, mean over IoU 0.5 to 0.95 and classes; r, c, f: rare, common, frequent classes; APbox: of boxes"]
     notes += [f"{row['method']}: alpha {row['alpha']:g}" for row in rows if "alpha" in row]
     for line in (*notes, *lines):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
