@@ -30,6 +30,7 @@ import combination  # noqa: E402  # after the path to it
 import curves  # noqa: E402  # after the path to it
 import detection  # noqa: E402  # after the path to it
 import detection_ap  # noqa: E402  # after the path to it
+import detection_strength  # noqa: E402  # after the path to it
 import estimator  # noqa: E402  # after the path to it
 import loading  # noqa: E402  # after the path to it
 import oltr_tde  # noqa: E402  # after the path to it
@@ -46,6 +47,7 @@ OF_SCRIPTS = {
     "combination": combination.table,
     "detection-ap": detection_ap.table,
     "detection-cpu": detection.table,
+    "digit-scenes-lt-strength": detection_strength.table,
     "estimator": estimator.table,
     "oltr-tde": oltr_tde.table,
     "report": report.table,

@@ -17,6 +17,7 @@ from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.detection_runs import DetectionSeed
 from tailwise.recipes.schema import Recipe, SecondStageSettings
 from tailwise.recipes.targets import Target
+from tailwise.report.detection import PRECISIONS
 from tailwise.report.summary import mean_and_std
 
 DEEPEST = 4  # folders between --out and a run
@@ -32,7 +33,6 @@ BENCHMARK = {"imagenet-lt": 115_846, "places-lt": 62_500, "inaturalist-2018": 43
 ABOUT = {"lvis-v0.5": 57_000}
 CIFAR_CLASSES = {"cifar10-lt": 10, "cifar100-lt": 100}
 GROUPS = ("many", "medium", "few", "all")
-PRECISIONS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APbox")
 KEPT = (*GROUPS, *PRECISIONS, "alpha", "norm_power", "head_cosine", "distance")  # of a row, in a record
 
 

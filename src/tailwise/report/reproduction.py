@@ -8,10 +8,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tailwise.report.detection import PRECISIONS
 from tailwise.report.summary import GROUPS, mean_and_std
 from tailwise.report.table import figure
 
-PRECISIONS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APbox")
 OVERALL = ("all", "AP")
 
 SETTINGS = {
