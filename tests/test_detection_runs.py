@@ -112,6 +112,13 @@ def test_stopped_and_resumed_it_ends_in_the_same_bits(suite, tmp_path):
         train_detectors(override(recipe, ["training.epochs=3"]), [0], folder, watch=Silent(), resume=True, **settings)
 
 
+def test_a_recipe_from_before_a_setting_was_there_is_the_same():
+    recipe = DETECTION_RECIPES["lvis-v1/tde"]
+    written = recipe.recorded()
+    del written["training"]["drop_last"]
+    assert runs.as_recorded(written) == recipe.recorded()
+
+
 def test_evaluate_takes_another_alpha_and_writes_what_servers_take(suite, capsys, tmp_path):
     arguments = ("evaluate", suite / "tde", "--method", "tde", "--alpha", "0.5", "--json")
     code, out, err = run(capsys, *arguments, "--detections", tmp_path / "found")

@@ -32,7 +32,7 @@ from tailwise.recipes.keep import BestOnVal
 from tailwise.recipes.methods import METHODS, tde_of
 from tailwise.recipes.resume import Log, Place, fit_kept
 from tailwise.recipes.rows import Row
-from tailwise.recipes.schema import Recipe, as_recorded
+from tailwise.recipes.schema import Recipe
 from tailwise.recipes.second import epochs_on_images, try_second_stage
 from tailwise.recipes.stores import first_image
 from tailwise.recipes.trained import Trained
@@ -113,7 +113,7 @@ def check_same(recipe: Recipe | DetectionRecipe, path: Path) -> None:
     """Raises InputError where a run that is to go on was begun with other settings."""
     if not path.exists():
         return
-    there = runs.flat(as_recorded(runs.read_json(path).get("recipe")))
+    there = runs.flat(runs.as_recorded(runs.read_json(path).get("recipe")))
     here = runs.flat(recipe.recorded())
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key):

@@ -18,7 +18,7 @@ from tailwise.recipes.build import build_model, find_device, take_over_scale
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.resume import Log, Place
 from tailwise.recipes.rows import Row, adjusted_row, own_row, row_of
-from tailwise.recipes.schema import Recipe, as_recorded
+from tailwise.recipes.schema import Recipe
 from tailwise.recipes.second import adjusted_path, epochs_on_images, load_adjusted
 from tailwise.recipes.trained import AS_IT_IS, Asked, Trained, trained_data
 from tailwise.recipes.watch import Silent, Val, Watch, epoch_record
@@ -214,7 +214,7 @@ def _result(trained: Trained, rows: dict[str, Any]) -> dict[str, Any]:
 
 def _load(recipe: Recipe, path: Path) -> tuple[Recognizer, Checkpoint]:
     checkpoint = load_checkpoint(path)
-    if as_recorded(checkpoint.meta.get("recipe")) != recipe.recorded():
+    if runs.as_recorded(checkpoint.meta.get("recipe")) != recipe.recorded():
         raise checks.InputError(f"{path}: expected a checkpoint of the run's {runs.RECIPE}, got one of other settings")
     with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: leave the caller's random state alone
         model = build_model(recipe, len(checkpoint.meta["counts"]), fetch=False)

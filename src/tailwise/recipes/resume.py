@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from tailwise import checks, ranks
 from tailwise.recipes.keep import Keep
-from tailwise.recipes.runs import flat, write_text
-from tailwise.recipes.schema import as_recorded
+from tailwise.recipes.runs import as_recorded, flat, write_text
 from tailwise.recipes.watch import Val, epoch_record
 from tailwise.train import (
     Batches,

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from pydantic import BaseModel, ValidationError
 
 from tailwise import checks, ranks
+from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.schema import Recipe
 
@@ -248,6 +249,16 @@ def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     items = settings.items() if isinstance(settings, dict) else enumerate(settings)
     inside = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in items]
     return {name: value for part in inside for name, value in part.items()}
+
+
+def as_recorded(written: Any) -> Any:
+    """A recipe that was written down, perhaps before some setting was there: with the defaults of what it lacks."""
+    for kind in (Recipe, DetectionRecipe):
+        try:
+            return kind.model_validate(written).recorded()
+        except ValidationError:
+            continue
+    return written
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ No torch here: the command lists and checks recipes without loading it.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from tailwise.recipes.datasets import DataSettings
 from tailwise.recipes.methods import METHODS
@@ -251,11 +251,3 @@ class Recipe(Settings):
     def recorded(self) -> dict[str, Any]:
         """All that a result depends on, as plain JSON."""
         return self.model_dump(mode="json", exclude={"compute": {"workers"}})
-
-
-def as_recorded(written: Any) -> Any:
-    """A recipe that was written down, perhaps before some setting was there: with the defaults of what it lacks."""
-    try:
-        return Recipe.model_validate(written).recorded()
-    except ValidationError:
-        return written
