@@ -273,13 +273,16 @@ def test_everything_learns_and_every_average_moves(framework):
 @pytest.mark.parametrize("framework", ["cascade", "htc"])
 def test_a_stage_counts_by_its_weight(framework, monkeypatch):
     detector, plain = small(framework), small(framework)
+    with torch.no_grad():
+        for stage in (*detector.stages, *plain.stages):
+            stage.regressor.bias.fill_(0.1)
     monkeypatch.setattr(plain, "stage_weights", (1.0, 1.0, 1.0))
     torch.manual_seed(1)
     weighted = detector([TWO])
     torch.manual_seed(1)
     losses = plain([TWO])
     for kind in ("class", "box", "mask"):
-        assert losses[f"{kind}_1"] > 0
+        assert losses[f"{kind}_1"] > 1e-3
         for n, weight in enumerate((1, 0.5, 0.25)):
             torch.testing.assert_close(weighted[f"{kind}_{n}"], weight * losses[f"{kind}_{n}"])
 
@@ -304,6 +307,7 @@ def test_a_mask_is_the_mean_over_stages_and_each_sees_the_one_before(monkeypatch
 
 def test_half_precision_moves_boxes_in_full(monkeypatch):
     detector, seen = small(), []
+    detector.rpn.register_forward_hook(lambda module, given, answer: seen.extend(answer[0]))
     for stage in detector.stages:
 
         def moved(deltas, boxes, sizes, own=stage.moved):
@@ -325,6 +329,12 @@ def test_stages_are_those_of_the_paper():
         assert [stage.torchvision.proposal_matcher.high_threshold for stage in detector.stages] == ious
         assert detector.stage_weights == (1.0, 0.5, 0.25)[: len(ious)]
         assert detector.stages[0].boxes_of_region == (C if framework == "mask-rcnn" else 1)
+        deviations = [1 / weight for stage in detector.stages for weight in stage.torchvision.box_coder.weights[1:3]]
+        assert deviations == pytest.approx([0.1, 0.2, 0.05, 0.1, 0.033, 0.067][: 2 * len(ious)])
+        assert {stage.torchvision.fg_bg_sampler.positive_fraction for stage in detector.stages} == {0.25}
+        rpn = detector.rpn
+        assert (rpn.proposal_matcher.high_threshold, rpn.proposal_matcher.low_threshold) == (0.7, 0.3)
+        assert (rpn.nms_thresh, rpn.fg_bg_sampler.batch_size_per_image) == (0.7, 256)
 
 
 def test_information_flows_between_masks_in_htc_alone():
@@ -356,6 +366,7 @@ def test_a_stage_starts_from_the_boxes_that_the_one_before_made_better(framework
     detector([TWO])
     for n in range(2):
         (start,) = given[n + 1][0]
+        assert not start.requires_grad
         own = len(moved[n][0]) - len(start)
         assert 0 < own <= 2  # the instances' own boxes are left out; the next stage adds them again
         assert all((start_box == moved[n][0][:, 0]).all(dim=1).any() for start_box in start)
@@ -364,23 +375,48 @@ def test_a_stage_starts_from_the_boxes_that_the_one_before_made_better(framework
     assert [len(calls) for calls in given.values()] == ([2] * 3 if framework == "htc" else [1] * 3)
 
 
-def test_box_loss_by_its_definition():
-    stage = small().stages[1]
+def test_in_prediction_too_a_stage_starts_from_the_boxes_of_the_one_before(monkeypatch):
+    detector, given, moved = small().eval(), [], []
+    for stage in detector.stages:
+        torch.nn.init.constant_(stage.regressor.bias, 0.2)
+
+        def features(maps, boxes, sizes, own=stage.features):
+            given.append(boxes[0])
+            return own(maps, boxes, sizes)
+
+        def better(deltas, boxes, sizes, own=stage.moved):
+            moved.append(own(deltas, boxes, sizes)[0])
+            return own(deltas, boxes, sizes)
+
+        monkeypatch.setattr(stage, "features", features)
+        monkeypatch.setattr(stage, "moved", better)
+    regions = detector.look([TWO.image])
+    for start, before in zip([*given[1:], regions.boxes[0][:, 0]], moved, strict=True):
+        assert torch.equal(start, before[:, 0])
+    assert not torch.equal(given[0], given[1])
+
+
+@pytest.mark.parametrize("framework", ["cascade", "mask-rcnn"])
+def test_box_loss_by_its_definition(framework):
+    """In mask-rcnn each class has a box, and deviations are of the first stage."""
+    several = framework == "cascade"
+    stage = small(framework).stages[1 if several else 0]
+    near, far = (0.05, 0.1) if several else (0.1, 0.2)
     boxes, labels = torch.tensor([[4.0, 4, 24, 34], [0, 0, 9, 9], [30, 28, 62, 60]]), torch.tensor([2, 0, 5])
     truth = Instances(TWO.boxes, TWO.labels, None, (1.0, 1.0))
     sampled = Sampled(boxes, labels, torch.tensor([0, 0, 1]), torch.zeros(3, dtype=torch.bool))
-    deltas = torch.randn(3, 1, 4, generator=torch.Generator().manual_seed(0))
+    deltas = torch.randn(3, 1 if several else C, 4, generator=torch.Generator().manual_seed(0))
     expected = 0.0
     for r, m in ((0, 0), (2, 1)):
         x1, y1, x2, y2 = boxes[r].tolist()
         u1, v1, u2, v2 = TWO.boxes[m].tolist()
         wanted = [
-            ((u1 + u2) / 2 - (x1 + x2) / 2) / (x2 - x1) / 0.05,
-            ((v1 + v2) / 2 - (y1 + y2) / 2) / (y2 - y1) / 0.05,
-            np.log((u2 - u1) / (x2 - x1)) / 0.1,
-            np.log((v2 - v1) / (y2 - y1)) / 0.1,
+            ((u1 + u2) / 2 - (x1 + x2) / 2) / (x2 - x1) / near,
+            ((v1 + v2) / 2 - (y1 + y2) / 2) / (y2 - y1) / near,
+            np.log((u2 - u1) / (x2 - x1)) / far,
+            np.log((v2 - v1) / (y2 - y1)) / far,
         ]
-        for d, w in zip(deltas[r, 0].tolist(), wanted, strict=True):
+        for d, w in zip(deltas[r, 0 if several else labels[r] - 1].tolist(), wanted, strict=True):
             expected += 0.5 * (d - w) ** 2 if abs(d - w) < 1 else abs(d - w) - 0.5
     assert stage.box_loss(deltas, [sampled], [truth]).item() == pytest.approx(expected / 3, rel=1e-5)
 

@@ -4,6 +4,7 @@ A loss has `num_outputs` logits for C classes, and `scores` turns logits into th
 background is a class of one softmax, `background` is its column, and Eq. 9 applies; None where it is none.
 """
 
+import math
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -78,45 +79,66 @@ def balanced_with_background(counts: ClassCounts) -> WithBackground:
 class EachAgainstTheRest(nn.Module):
     """A sigmoid for each class; background is where all of them say no.
 
+    Almost every class is absent of almost every region. Logits of 0 therefore mean `prior`, not one half: from one
+    half, a thousand sigmoids start with a loss of a thousand times log 2, of which training at LVIS's learning rate
+    diverges. The authors' code starts the classifier's bias there; here it is a constant, so any classifier will do.
+
     Args:
         num_classes: C.
         loss: (logits [N, C], target [N] in 0..C-1, foreground [N]) -> a loss of each sample, [N], such as
             `EqualizationSigmoid(counts, reduction="none")` or `Federated(counts)`.
+        prior: the probability of a class whose logit is 0, between 0 and 1.
 
-    >>> loss = EachAgainstTheRest(2, tailwise.losses.EqualizationSigmoid(ClassCounts((9, 9)), reduction="none"))
+    Raises:
+        InputError: a value outside its range.
+
+    Limit case: a prior of one half leaves logits as they are.
+
+    >>> equalization = tailwise.losses.EqualizationSigmoid(ClassCounts((9, 9)), reduction="none")
+    >>> loss = EachAgainstTheRest(2, equalization, prior=0.5)
     >>> loss(torch.zeros(4, 2), torch.tensor([0, 0, 1, 2]))  # 2 log 2
     tensor(1.3863)
+    >>> EachAgainstTheRest(2, equalization).scores(torch.zeros(1, 2))
+    tensor([[0.0100, 0.0100]])
     """
 
     background: int | None = None
 
-    def __init__(self, num_classes: int, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self, num_classes: int, loss: Callable[[Tensor, Tensor, Tensor], Tensor], *, prior: float = 0.01
+    ) -> None:
         super().__init__()
         self.num_outputs = checks.whole("num_classes", num_classes)
         self.loss = loss
+        checks.number("prior", prior, above=0, below=1)
+        self.log_odds = math.log(prior / (1 - prior))
 
     def forward(self, logits: Float[Tensor, "N C"], target: Int[Tensor, " N"]) -> Float[Tensor, ""]:
-        return _mean(self.loss(logits, (target - 1).clamp_min(0), target > 0))
+        return _mean(self.loss(logits + self.log_odds, (target - 1).clamp_min(0), target > 0))
 
     def scores(self, logits: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
-        return logits.sigmoid()
+        return (logits + self.log_odds).sigmoid()
 
 
-def equalization_with_background(counts: ClassCounts, images: int, *, threshold: float = 1.76e-3) -> EachAgainstTheRest:
+def equalization_with_background(
+    counts: ClassCounts, images: int, *, threshold: float = 1.76e-3, prior: float = 0.001
+) -> EachAgainstTheRest:
     """Equalization loss as used in detection (Tan et al. 2020): background alone tells rare classes what they are not.
 
     Args:
         counts: training images of each class, of which one may show several.
         images: all training images.
         threshold: a class in a smaller fraction of the images is rare; the paper's is a hundred images of LVIS v0.5.
+        prior: see `EachAgainstTheRest`.
 
-    >>> loss = equalization_with_background(ClassCounts((90, 90, 9)), images=100, threshold=0.1)
+    >>> loss = equalization_with_background(ClassCounts((90, 90, 9)), images=100, threshold=0.1, prior=0.5)
     >>> loss(torch.zeros(1, 3), torch.tensor([1]))  # the last class is left out: 2 log 2
     tensor(1.3863)
     """
     # the loss takes fractions of the counts' sum, in which an image of several classes is several
     of_sum = threshold * checks.whole("images", images) / sum(counts.per_class)
-    return EachAgainstTheRest(counts.num_classes, EqualizationSigmoid(counts, threshold=of_sum, reduction="none"))
+    loss = EqualizationSigmoid(counts, threshold=of_sum, reduction="none")
+    return EachAgainstTheRest(counts.num_classes, loss, prior=prior)
 
 
 def federated(

@@ -104,11 +104,13 @@ def build_region_loss(recipe: DetectionRecipe, counts: ClassCounts, images: int)
     if isinstance(settings, RegionBalancedSoftmaxSettings):
         return balanced_with_background(counts)
     if isinstance(settings, RegionEqualizationSettings):
-        return equalization_with_background(counts, images, threshold=settings.threshold)
+        return equalization_with_background(counts, images, threshold=settings.threshold, prior=settings.prior)
     if isinstance(settings, RegionSeesawSettings):
         return SeesawWithObjectness(num_classes, p=settings.p, q=settings.q)
     if isinstance(settings, FederatedSettings):
-        return EachAgainstTheRest(num_classes, Federated(counts, num_sampled=settings.num_sampled))
+        return EachAgainstTheRest(
+            num_classes, Federated(counts, num_sampled=settings.num_sampled), prior=settings.prior
+        )
     return WithBackground(num_classes, CrossEntropy(reduction="none"))
 
 

@@ -71,10 +71,14 @@ class RegionCrossEntropySettings(Settings):
 
 
 class RegionEqualizationSettings(Settings):
-    """Tan et al. 2020, sigmoids. threshold: the fraction of the images below which a class is rare."""
+    """Tan et al. 2020, sigmoids. threshold: the fraction of the images below which a class is rare.
+
+    prior: the probability that a class starts with in any region.
+    """
 
     kind: Literal["equalization"] = "equalization"
     threshold: NonNegative = 1.76e-3
+    prior: Annotated[float, Field(gt=0, lt=1)] = 0.001
 
 
 class RegionSeesawSettings(Settings):
@@ -92,10 +96,11 @@ class RegionBalancedSoftmaxSettings(Settings):
 
 
 class FederatedSettings(Settings):
-    """Zhou et al. 2021, sigmoids. num_sampled: classes a step is about."""
+    """Zhou et al. 2021, sigmoids. num_sampled: classes a step is about. prior: as of equalization."""
 
     kind: Literal["federated"] = "federated"
     num_sampled: PositiveInt = 50
+    prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
 
 
 RegionLossSettings = Annotated[
@@ -248,6 +253,8 @@ CLASSIFIERS: dict[str, ClassifierSettings] = {
     "capsule": CapsuleSettings(num_heads=2, momentum=MOMENTUM),
     "de-confound": CausalSettings(momentum=MOMENTUM),
 }
+# the baseline of v1.0 has a bias, that of v0.5 none
+LINEAR_OF: dict[str, dict[str, ClassifierSettings]] = {"lvis-v1": {"baseline": LinearSettings(bias=True)}}
 LOSSES: dict[str, RegionLossSettings] = {
     "focal": FocalSettings(),
     "equalization": RegionEqualizationSettings(),
@@ -264,7 +271,8 @@ SMALL_LOSSES: dict[str, RegionLossSettings] = {
 
 def _recipes_of(data: str) -> list[DetectionRecipe]:
     def recipe(title: str, classifier: str, rows: tuple[str, ...], **changes: Any) -> DetectionRecipe:
-        settings = {"name": f"{data}/{title}", "classifier": CLASSIFIERS[classifier], "rows": rows}
+        of_data = CLASSIFIERS | LINEAR_OF.get(data, {})
+        settings = {"name": f"{data}/{title}", "classifier": of_data[classifier], "rows": rows}
         return DetectionRecipe.model_validate(DATA[data] | settings | changes)
 
     training, small = DATA[data]["training"], data == "digit-scenes-lt"
