@@ -33,8 +33,8 @@ from tailwise.report.reproduction import markdown, span
 SHORT = ["stages.0.epochs=1", "second.crt.stage.epochs=1", "second.lws.stage.epochs=1", "compute.threads=1"]
 
 
-path = Path(__file__).parents[1] / "benchmarks/claims.py"
-spec = importlib.util.spec_from_file_location("claims", path)
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("claims", ROOT / "benchmarks/claims.py")
 claims = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(claims)
 
@@ -212,6 +212,28 @@ def test_what_is_the_same_first_stage():
     elsewhere = override([photos], ["data.kept=/scratch"])[0]  # where decoded images lie
     assert first_stage(elsewhere, 0) == first_stage(photos, 0)
     assert plan.changes(elsewhere) == {}
+
+
+def test_what_is_committed_is_found_again():
+    """A record goes on from its seeds: their keys are those of today's recipes, whatever settings came since."""
+    records = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))]
+    records = [one for one in records if isinstance(one, dict) and one.get("format") == reproduce.FORMAT]
+    assert records
+    for record in records:
+        for run in record["runs"]:
+            recipe = override([RECIPES[run["recipe"]]], run["changed"])[0]
+            assert run["key"] == first_stage(recipe, 0)
+            assert run["key"] in {line["key"] for line in record["lines"]}
+
+
+def test_a_setting_at_its_default_is_no_other_training():
+    """Or every new setting would make strangers of the seeds on record."""
+    recipe = override([RECIPES["digits-lt/tde"]], ["protocol=paper", "data.subset_seed=0"])[0]
+    before = first_stage(recipe, 0)
+    later = type("Later", (type(recipe.backbone),), {"__annotations__": {"dropout": float}, "dropout": 0.0})
+    backbone = later(**recipe.backbone.model_dump())
+    assert first_stage(recipe.model_copy(update={"backbone": backbone}), 0) == before
+    assert first_stage(recipe.model_copy(update={"backbone": later(name="digits-net", dropout=0.1)}), 0) != before
 
 
 # ---- time

@@ -16,18 +16,14 @@ from tailwise.recipes.datasets import SubsetSettings
 from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.detection_runs import DetectionSeed
 from tailwise.recipes.schema import Recipe, SecondStageSettings
+from tailwise.recipes.stages import Settings
 from tailwise.recipes.targets import Target
 from tailwise.report.detection import PRECISIONS
 from tailwise.report.summary import mean_and_std
 
 DEEPEST = 4  # folders between --out and a run
 FIRST_STAGE = {"data", "backbone", "classifier", "stages", "protocol", "metric", "allow_unseen"}
-# What does not change how a detector is trained, nor its boxes
-NO_MATTER: Any = {
-    **dict.fromkeys(("name", "rows", "seeds", "compute"), True),
-    "data": {"workers"},
-    "inference": {"alpha"},
-}
+AFTER_TRAINING = ("name", "rows", "seeds", "compute")  # of a detector's settings: those that training does not see
 # Training images that the published numbers are of; CIFAR's follow from ratio and classes. LVIS v0.5's page says "57k".
 BENCHMARK = {"imagenet-lt": 115_846, "places-lt": 62_500, "inaturalist-2018": 437_513, "lvis-v1": 100_170}
 ABOUT = {"lvis-v0.5": 57_000}
@@ -64,16 +60,38 @@ def first_stage(recipe: Recipe | DetectionRecipe, seed: int) -> str:
 
     Two recipes of one first stage, such as those of two adjusters, share the run. A detector's is all of its training.
     """
+    told = _told(recipe)
     if isinstance(recipe, DetectionRecipe):
-        settings = recipe.model_dump(mode="json", exclude=NO_MATTER)
+        settings = {key: value for key, value in told.items() if key not in AFTER_TRAINING}
+        settings.get("inference", {}).pop("alpha", None)
     else:
-        settings = recipe.model_dump(mode="json", include=FIRST_STAGE)
-        settings["data"].pop("kept", None)  # a place, not a setting of training
+        settings = {key: value for key, value in told.items() if key in FIRST_STAGE}
         if recipe.protocol == "paper":
-            del settings["metric"]  # nothing is chosen by it
-    if settings["data"].get("subset_seed", seed) is None:
+            settings.pop("metric", None)  # nothing is chosen by it
+    for place in ("kept", "workers"):
+        settings["data"].pop(place, None)  # no setting of training
+    if getattr(recipe.data, "subset_seed", seed) is None:
         settings["data"]["subset_seed"] = seed
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _told(settings: Settings) -> dict[str, Any]:
+    """The settings that are not their defaults, with the kind of each, as plain JSON.
+
+    A setting that a later version has, at its default, leaves this as it was: what is recorded today is found by it.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Settings):
+            return _told(value)
+        return [plain(one) for one in value] if isinstance(value, tuple) else value
+
+    found = {}
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if name in ("kind", "name") or value != field.get_default(call_default_factory=True):
+            found[name] = plain(value)
+    return found
 
 
 def begun_below(out: Path) -> list[Begun]:
