@@ -561,6 +561,11 @@ def test_a_record_outlives_its_runs(out, tmp_path):
     assert verdicts["crt", "all"] == "off"
     with pytest.raises(InputError, match="record: expected one of kang-2, got one of kang-1"):
         reproduce.Recorded(plan.plan(Request("kang-2", empty)), kept)
+    with pytest.raises(InputError, match="record: expected one of subset seed 1, got 0"):
+        reproduce.Recorded(plan.plan(Request("kang-1", empty, rows=("joint",), subset_seed=1)), kept)
+    with pytest.raises(InputError, match=r"record: expected one of settings stages.0.epochs=2, got none"):
+        reproduce.Recorded(plan.plan(Request("kang-1", empty, rows=("joint",), settings=("stages.0.epochs=2",))), kept)
+    assert json.loads(kept.read_text()) == content
     with pytest.raises(InputError, match="record: expected a folder"):
         reproduce.Recorded(recorded.made, tmp_path / "nowhere/kept.json")
 

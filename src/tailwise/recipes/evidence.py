@@ -63,7 +63,8 @@ def first_stage(recipe: Recipe | DetectionRecipe, seed: int) -> str:
     told = _told(recipe)
     if isinstance(recipe, DetectionRecipe):
         settings = {key: value for key, value in told.items() if key not in AFTER_TRAINING}
-        settings.get("inference", {}).pop("alpha", None)
+        thresholds = {key: value for key, value in told.get("inference", {}).items() if key != "alpha"}
+        settings = {**settings, "inference": thresholds}
     else:
         settings = {key: value for key, value in told.items() if key in FIRST_STAGE}
         if recipe.protocol == "paper":

@@ -91,11 +91,18 @@ def record(made: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
         before: an earlier record, whose seeds are kept where their folders are gone.
 
     Raises:
-        InputError: an earlier record of another table.
+        InputError: an earlier record of another table, another subset or other settings.
     """
     request = made.request
     if before is not None and (before.get("format"), before.get("name")) != (FORMAT, request.table):
         raise checks.InputError(f"record: expected one of {request.table}, got one of {before.get('name', 'no table')}")
+    if before is not None:
+        for what, there, here in (
+            ("subset seed", before["subset_seed"], subset_seed_of(made)),
+            ("settings", _but(WITHOUT_EFFECT, before["settings"]), _but(WITHOUT_EFFECT, request.settings)),
+        ):
+            if there != here:  # its lines would be written over by those of another experiment
+                raise checks.InputError(f"record: expected one of {what} {_said(here)}, got {_said(there)}")
     runs_there = {run["key"]: dict(run) for run in (before or {}).get("runs", [])}
     disk = _finished(begun_below(request.out))
     lines = []
@@ -252,7 +259,15 @@ def _reason(target: Target, seeds: Sequence[dict[str, Any]], failed: str | None,
         return target.lacks
     if not any(row_name(target) in seed["rows"] for seed in seeds):
         return failed or "no run yet"
-    other = [setting for setting in request.settings if not setting.startswith(LIKE_PRINTED)]
+    other = _but(LIKE_PRINTED, request.settings)
     if other:
         return f"other settings: {', '.join(other)}"
     return of_another_benchmark(planned(target, target.under, request), seeds)
+
+
+def _but(keys: tuple[str, ...], settings: Sequence[str]) -> list[str]:
+    return [setting for setting in settings if not setting.startswith(keys)]
+
+
+def _said(value: int | list[str] | None) -> str:
+    return ", ".join(value) or "none" if isinstance(value, list) else str(value)
