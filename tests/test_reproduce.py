@@ -570,6 +570,18 @@ def test_a_record_outlives_its_runs(out, tmp_path):
         reproduce.Recorded(recorded.made, tmp_path / "nowhere/kept.json")
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_rows_on_record_stay_with_their_weights(out, same):
+    """A row that the folder no longer has is kept, but not beside a seed that was trained again."""
+    before = json.loads((out / "kept.json").read_text())
+    (seed, *_) = before["runs"][0]["seeds"]
+    seed["rows"]["earlier"] = seed["rows"]["joint"]
+    seed["checkpoint"] = seed["checkpoint"] if same else "another"
+    made = plan.plan(Request("kang-1", out, rows=("joint",)))
+    (run,) = reproduce.record(made, before)["runs"]
+    assert ("earlier" in run["seeds"][0]["rows"]) == same
+
+
 def test_a_row_of_other_settings_does_not_count(out):
     """An alpha or a second stage that is not the recipe's; of several runs the one with the seed is taken."""
     (run,) = begun_below(out)
