@@ -232,7 +232,7 @@ def test_equalization_spares_what_at_most_a_hundred_images_show():
 
 
 def test_official_settings():
-    for name, warmup, clip, threshold in (("lvis-v1", 0.001, None, 1e-4), ("lvis-v0.5", 1 / 3, 35.0, 0.0)):
+    for name, warmup, clip, threshold in (("lvis-v1", 0.001, None, 1e-5), ("lvis-v0.5", 1 / 3, 35.0, 0.0)):
         recipe = DETECTION_RECIPES[f"{name}/tde"]
         training, classifier = recipe.training, recipe.classifier
         assert (training.epochs, training.batch_size, training.learning_rate) == (20, 16, 0.02)
@@ -328,6 +328,15 @@ def test_an_image_is_repeated_as_its_rarest_class_asks(data):
     assert max(expected) > 1.5
     np.testing.assert_allclose(drawn.mean(axis=0), expected, atol=0.1)
     assert sorted(image_repeat_draw(truth, counts, 0.0, 0, 1).tolist()) == list(range(len(expected)))
+
+
+def test_the_warm_up_is_as_long_where_images_are_repeated(data):
+    settings = ["training.batch_size=2", "training.repeat_threshold=0.9", "training.warmup_iterations=20"]
+    (recipe,) = override(find_detection("digit-scenes-lt/repeat-factor"), settings)
+    stage = build_detection_stage(recipe, data, 0)
+    steps = len(build_detection_load(recipe, data, 0, torch.device("cpu"))(stage, 1))
+    assert steps > 0.6 * len(data.train)
+    assert stage.learning_rate(19 / steps) < stage.learning_rate(20 / steps) == recipe.training.learning_rate
 
 
 def test_lvis_is_found_where_it_lies(tmp_path, data):

@@ -482,6 +482,9 @@ def test_tde_needs_a_direction_and_a_background():
 def test_misuse_is_named():
     with pytest.raises(InputError, match="detector: expected it in eval mode"):
         small().look([TWO.image])
+    with pytest.raises(InputError, match="image: expected one at most 64 times as long as wide, got 2 x 129 pixels"):
+        small().eval().look([torch.zeros(3, 2, 129, dtype=torch.uint8)])
+    assert small().eval().look([torch.zeros(3, 2, 128, dtype=torch.uint8)]).originals == ((2, 128),)
     with pytest.raises(InputError, match="score_threshold: expected a finite number at least 0 and below 1, got 1"):
         Inference(score_threshold=1)
     with pytest.raises(InputError, match="alpha: expected a finite number, got nan"):

@@ -224,6 +224,12 @@ class Detector(nn.Module):
         return answers
 
     def _maps(self, images: Sequence[Tensor]) -> tuple[ImageList, dict[str, Tensor]]:
+        for image in images:
+            if max(image.shape[1:]) > self.sizes.max_size * min(image.shape[1:]):
+                raise checks.InputError(
+                    f"image: expected one at most {self.sizes.max_size} times as long as wide, got "
+                    f"{image.shape[1]} x {image.shape[2]} pixels"
+                )
         resized, _ = self.transform([image.float() / 255 for image in images])
         maps: dict[str, Tensor] = self.backbone(resized.tensors)
         if len(maps) != len(self.sizes.anchors):

@@ -49,7 +49,7 @@ def pasted(masks: Float[Tensor, "n side side"], boxes: Float[Tensor, "n 4"], siz
             [0, 0, 0, 0]], dtype=torch.int32)
     """
     height, width = size
-    image = torch.zeros(len(masks), height, width, dtype=torch.bool)
+    image = torch.zeros(len(masks), width, height, dtype=torch.bool).transpose(1, 2)  # by columns, as `encode` likes it
     for mask, (x1, y1, x2, y2), here in zip(masks, boxes.tolist(), image, strict=True):
         left, top = max(int(x1), 0), max(int(y1), 0)
         right, bottom = max(min(int(x2) + 1, width), left), max(min(int(y2) + 1, height), top)

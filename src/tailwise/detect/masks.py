@@ -20,12 +20,13 @@ class Rle(NamedTuple):
 
 
 def encode(masks: NDArray[np.integer] | NDArray[np.bool_]) -> tuple[Rle, ...]:
-    """Masks [M, H, W] of 0 and 1 as run lengths.
+    """Masks [M, H, W] of 0 and 1 as run lengths; fastest from booleans that lie in memory column by column.
 
     >>> encode(np.array([[[0, 1], [0, 1]]]))
     (Rle(height=2, width=2, counts=b'22'),)
     """
-    array = np.asfortranarray(np.moveaxis(np.asarray(masks) != 0, 0, -1), dtype=np.uint8)
+    marked = np.asarray(masks) if np.asarray(masks).dtype == np.bool_ else np.asarray(masks) != 0
+    array = np.asfortranarray(np.moveaxis(marked.view(np.uint8), 0, -1))
     height, width = array.shape[:2]
     return tuple(Rle(height, width, bytes(rle["counts"])) for rle in library().encode(array))
 

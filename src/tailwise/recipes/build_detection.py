@@ -121,12 +121,14 @@ def build_detection_stage(recipe: DetectionRecipe, data: DetectionData, seed: in
         draw = partial(image_repeat_draw, images, data.train.truth.counts_by_images(), training.repeat_threshold, seed)
     else:
         draw = partial(instance_draw, len(data.train), seed)
-    steps = -(-len(data.train) // training.batch_size)
+    sampler = EpochSampler(draw, batch_size=training.batch_size)
+    drawn = len(sampler.indices(1))  # where images are repeated, epochs differ a little
+    steps = max(1, (drawn if training.drop_last else drawn + training.batch_size - 1) // training.batch_size)
     return Stage(
         name="detector",
         epochs=training.epochs,
         batch_size=training.batch_size,
-        sampler=EpochSampler(draw, batch_size=training.batch_size),
+        sampler=sampler,
         loss=total_loss,
         optimizer=partial(_sgd, training.momentum, training.weight_decay),
         learning_rate=warm_multistep(

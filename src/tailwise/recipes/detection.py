@@ -242,7 +242,7 @@ DATA: dict[str, dict[str, Any]] = {
         "training": LVIS["training"].model_copy(update=LVIS_OLD),
         "inference": InferenceSettings(score_threshold=0.0),
     },
-    "lvis-v1": LVIS | {"data": LvisSettings(name="lvis-v1")},
+    "lvis-v1": LVIS | {"data": LvisSettings(name="lvis-v1"), "inference": InferenceSettings(score_threshold=1e-5)},
 }
 
 # mu of the feature averages: 1 - 0.1 * 0.002 in the authors' code
