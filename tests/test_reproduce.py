@@ -108,6 +108,14 @@ def test_what_a_cell_changes_in_its_recipe():
     given = {**like, "epochs": 120, "method": "tde", "alpha": 2.5}
     target = targets._target(cell.model_copy(update=given), epochs=False)
     assert (target.recipe.classifier.num_heads, target.recipe.stages[0].epochs, target.alpha) == (4, 120, 2.5)
+    other = targets._target(cell.model_copy(update={**given, "tau": 8.0, "gamma": 0.5}), epochs=False).recipe
+    assert (other.classifier.tau, other.classifier.gamma) == (8, 0.5)
+    larger = targets_of("tang-8")[-1].recipe
+    assert (larger.backbone.name, larger.stages[0].epochs) == ("resnext101-32x4d", 120)
+    assert (larger.classifier.num_heads, larger.classifier.gamma) == (4, 1 / 64)
+    networks = {(target.section.rpartition(" ")[2], target.recipe.backbone.name) for target in targets_of("kang-2")}
+    expected = {"ResNet-10": "resnet10", "ResNeXt-50-32x4d": "resnext50-32x4d", "ResNeXt-152-32x4d": "resnext152-32x4d"}
+    assert networks == set(expected.items())
     assert targets._target(cell.model_copy(update={**given, "alpha": 1.5}), epochs=False).alpha is None
     assert target.under == "paper"
     on_val = targets._target(cell.model_copy(update={**given, "alpha": 1.5, "split": "val"}), epochs=False)
@@ -568,6 +576,13 @@ def test_a_record_outlives_its_runs(out, tmp_path):
     assert json.loads(kept.read_text()) == content
     with pytest.raises(InputError, match="record: expected a folder"):
         reproduce.Recorded(recorded.made, tmp_path / "nowhere/kept.json")
+
+
+def test_a_run_on_other_data_has_no_verdict(out, monkeypatch):
+    monkeypatch.setattr(reproduce, "of_another_benchmark", lambda recipe, seeds: f"other data: {len(seeds)} runs")
+    lines = reproduce.record(plan.plan(Request("kang-1", out, rows=("joint", "crt"))))["lines"]
+    said = {(line["verdict"], line["difference"], line["reason"]) for line in lines if line["ours"]}
+    assert said == {("not run", None, "other data: 3 runs")}
 
 
 @pytest.mark.parametrize("same", [True, False])
