@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from jpeg_trees import TRAIN, benchmark_tree
 from tailwise import InputError
 from tailwise.adjust import tde
 from tailwise.backbones import RESNETS
 from tailwise.cli import main
+from tailwise.data.listed import prepare_listed
 from tailwise.detect.backbones import ResNetName
 from tailwise.evaluate import Store
 from tailwise.recipes import catalog, estimate, measure, plan, reproduce, runs, targets
@@ -732,6 +734,35 @@ def test_table_3_on_a_miniature_of_cifar(tmp_path, monkeypatch, capsys):
     assert (trained["verdict"], trained["reason"]) == ("not run", f"other settings: {', '.join(settings[:2])}")
     assert (absent["verdict"], absent["reason"], absent["ours"]) == ("not run", "no data: cifar100-lt", {})
     assert record["runs"][0]["seeds"][0]["train_images"] == 36
+
+
+@pytest.mark.usefixtures("printed_rows_alone")
+@pytest.mark.parametrize(
+    ("table", "row", "name", "methods"),
+    [
+        ("tang-2", "tde", "imagenet-lt", {"tde"}),
+        ("kang-4", "τ-normalized", "places-lt", {"tau-norm"}),
+        ("kang-3", "*50, 90 epochs/crt", "inaturalist-2018", {"crt"}),
+    ],
+)
+def test_tables_of_photographs_on_a_miniature(table, row, name, methods, tmp_path, monkeypatch, capsys):
+    """Lists, images, training and rows in the layout of the real data; what comes of it is no result."""
+    prepare_listed(benchmark_tree(tmp_path, name), tmp_path)
+    monkeypatch.setattr(estimate, "STEPS", 1)
+    small = ["backbone.name=resnet32", "backbone.pretrained=false", "data.size=16", "data.resize=18"]
+    short = ["stages.0.epochs=1", "stages.0.batch_size=8", "compute.threads=1", "compute.workers=0"]
+    short += [f"second.crt.stage.{setting}" for setting in ("epochs=1", "batch_size=8")] if table == "kang-3" else []
+    arguments = [table, *small, *short, "--rows", row, "--seeds", "1", "--json"]
+    code, text, err = command(capsys, "reproduce", *arguments, "--data-dir", tmp_path, "--out", tmp_path / "runs")
+    assert code == 0, err
+    record = json.loads(text)
+    lines = [line for line in record["lines"] if line["asked"] and line["metric"] == "all"]
+    assert {line["method"] for line in lines} == methods
+    for line in lines:
+        assert 0 <= line["ours"]["paper"]["mean"] <= 100
+        assert line["verdict"] == "not run"
+        assert line["reason"].startswith("other settings: backbone.name=resnet32")
+    assert record["runs"][0]["seeds"][0]["train_images"] == sum(TRAIN)
 
 
 # ---- words
