@@ -119,7 +119,7 @@ def test_a_recipe_from_before_a_setting_was_there_is_the_same():
     assert runs.as_recorded(written) == recipe.recorded()
 
 
-def test_evaluate_takes_another_alpha_and_writes_what_servers_take(suite, capsys, tmp_path):
+def test_evaluate_takes_another_alpha_and_writes_what_servers_take(suite, data, capsys, tmp_path):
     arguments = ("evaluate", suite / "tde", "--method", "tde", "--alpha", "0.5", "--json")
     code, out, err = run(capsys, *arguments, "--detections", tmp_path / "found")
     assert (code, err) == (0, "")
@@ -128,6 +128,21 @@ def test_evaluate_takes_another_alpha_and_writes_what_servers_take(suite, capsys
     assert row["APr"].keys() == {"mean", "std"}
     written = json.loads((tmp_path / "found" / "seed-0" / "tde.json").read_text())
     assert written[0].keys() == {"image_id", "category_id", "bbox", "score", "segmentation"}
+
+    # images without annotations, as a server has them
+    listing = tmp_path / "test.json"
+    write_split(data.test, listing, tmp_path)
+    listed = json.loads(listing.read_text())
+    del listed["annotations"]
+    listing.write_text(json.dumps(listed))
+    arguments = ("detect", listing, "--run", suite / "tde", "--alpha", "0.5", "--out", tmp_path / "server", "--json")
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["wrote"] == [str(tmp_path / f"server/{row}.json") for row in ("de-confound", "tde")]
+    assert (tmp_path / "server/tde.json").read_bytes() == (tmp_path / "found/seed-0/tde.json").read_bytes()
+    listed["categories"][3]["name"] = "puce 4"
+    listing.write_text(json.dumps(listed))
+    assert re.search(r"test.json: expected the 40 categories .* \(first: puce 4 for ", run(capsys, *arguments)[2])
     code, out, _ = run(capsys, "evaluate", suite / "baseline")
     assert code == 0
     assert "digit-scenes-lt/baseline: average precision in %, single run, seed 0" in out

@@ -6,33 +6,52 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tailwise import checks
+from tailwise.cli.detection import write_all
 from tailwise.cli.options import AlphaText, Device, Json, Seed, strength_of
 from tailwise.cli.output import print_json, warnings_as_notes
 
 
 def detect(
-    image: Annotated[Path, Parameter(help="A PNG, JPEG, ... in colour.")],
+    image: Annotated[
+        Path, Parameter(help="A PNG, JPEG, ... in colour; or a json file that lists images, as LVIS's test sets are.")
+    ],
     /,
     *,
     run: Annotated[Path, Parameter(help="The run folder of a detector, such as runs/digit-scenes-lt/tde.")],
     alpha: AlphaText = None,
     seed: Seed = None,
-    out: Annotated[Path | None, Parameter(help="The picture (default: IMAGE-detected.png, in this folder).")] = None,
+    images: Annotated[Path | None, Parameter(help="Of a json file: the folder with train2017/ or the files.")] = None,
+    out: Annotated[
+        Path | None,
+        Parameter(help="The picture (default: IMAGE-detected.png here); of a json file the folder of results."),
+    ] = None,
     min_score: Annotated[float, Parameter(help="Leave out what is less probable.")] = 0.3,
     limit: Annotated[int, Parameter(help="The most that is drawn, the most probable first.")] = 30,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Draw boxes, masks and names of what a detector finds in an image, before and after TDE side by side."""
+    """Draw boxes, masks and names of what a detector finds in an image, before and after TDE side by side.
+
+    Of a json file nothing is drawn: what is found in its images is written as the evaluation servers of LVIS and COCO
+    take it, a file for each row.
+    """
     strength = strength_of("alpha", alpha, ())
     checks.number("min_score", min_score, at_least=0, below=1)
     checks.whole("limit", limit)
 
-    from tailwise.recipes.detection_predict import found_in
+    from tailwise.recipes.detection_predict import found_in, found_in_all
     from tailwise.recipes.detection_runs import open_detection_run
     from tailwise.report.drawing import draw_detections, save_png
 
     opened = open_detection_run(run).seed(seed)
+    if image.suffix == ".json":
+        folder, place = out or Path(f"{image.stem}-detected"), images or image.parent
+        with warnings_as_notes():
+            every, truth = found_in_all(opened, image, place, alpha=strength, device=device)
+        _show_wrote(write_all(folder, every, truth, "out"), json)
+        return
+    if images is not None:
+        raise checks.InputError(f"images: expected a json file that lists them, got {image}")
     path = out or Path(f"{image.stem}-detected.png")
     with warnings_as_notes():
         pixels, panels, names = found_in(opened, image, alpha=strength, device=device)
@@ -63,3 +82,10 @@ def detect(
         listed = [f"{names[label - 1]} {score:.2f}" for label, score in zip(shown.labels, shown.scores, strict=True)]
         print(f"{title}: {', '.join(listed) or 'nothing'}")
     print(f"wrote {path}")
+
+
+def _show_wrote(paths: list[str], json: bool) -> None:
+    if json:
+        print_json({"wrote": paths})
+    else:
+        print("\n".join(f"wrote {path}" for path in paths))

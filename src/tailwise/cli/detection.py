@@ -69,7 +69,7 @@ def evaluate_detection(
             result, found, split = measured_again(seed, rows, alpha=alpha, data_dir=data_dir, device=device)
             results.append(result)
             if detections is not None:
-                wrote += _write(detections / f"seed-{seed.seed}", found, split)
+                wrote += write_all(detections / f"seed-{seed.seed}", found, split.truth, "detections")
     _show(
         combined_precision(opened.recipe.name, {str(run): results}) | {"wrote": wrote},
         json,
@@ -77,15 +77,16 @@ def evaluate_detection(
     )
 
 
-def _write(folder: Path, found: dict[str, Any], split: Any) -> list[str]:
+def write_all(folder: Path, found: dict[str, Any], truth: Any, argument: str) -> list[str]:
+    """FOLDER/ROW.json for each row, as servers take it; the paths. argument: what the folder was given by."""
     from tailwise.detect import write_results
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for row, answers in found.items():
-            write_results(folder / f"{row}.json", answers, split.truth)
+            write_results(folder / f"{row}.json", answers, truth)
     except OSError as error:
-        raise checks.InputError(f"detections: cannot write to {folder} ({error.strerror})") from error
+        raise checks.InputError(f"{argument}: cannot write to {folder} ({error.strerror})") from error
     return [str(folder / f"{row}.json") for row in found]
 
 

@@ -220,7 +220,8 @@ class DetectionData:
     """A long-tailed detection data set: what is trained on, what choices are made on, what is reported.
 
     Every split has the same categories; their frequency is that of the training images. val, test: None where the
-    data set has none. counts: training images per class, class c being label c + 1; losses and samplers use these.
+    data set has none. counts: training images (of LVIS) or instances (of digit scenes) per class, class c being label
+    c + 1; losses and samplers use these.
     """
 
     name: str

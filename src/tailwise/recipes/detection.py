@@ -177,6 +177,9 @@ class DetectionRecipe(Settings):
             raise ValueError("classifier.momentum: a detector's is a number, got follow-lr")
         tde = TDE_ROW.get(kind)
         possible = ("", tde, f"{tde}{WITHOUT_EXEMPTION}") if tde and self.loss.kind in SOFTMAX else ("",)
+        if self.rows and self.rows[0] in OWN_ROW.values() and self.rows[0] != OWN_ROW[kind]:
+            fitting = next(name for name, row in OWN_ROW.items() if row == self.rows[0])
+            raise ValueError(f"classifier.name: expected {fitting}, whose row is {self.rows[0]}, got {kind}")
         wrong = [row for row in self.rows[1:] if row not in possible[1:]]
         if not self.rows or wrong:
             raise ValueError(

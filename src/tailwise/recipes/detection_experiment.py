@@ -124,8 +124,17 @@ def measured(
 ) -> tuple[dict[str, Row], dict[str, list[Detections]]]:
     """Average precision of each row in percent, and the detections; images are looked at once for all rows.
 
-    Of masks where there are mask heads, with the boxes' as APbox. Each process takes a part of the images.
+    Of masks where there are mask heads, with the boxes' as APbox.
     """
+    found = predicted(detector, split, hows, device)
+    rows = {name: _row(split, answers, hows[name], bool(detector.mask_heads)) for name, answers in found.items()}
+    return rows, found
+
+
+def predicted(
+    detector: Detector, split: DetectionSplit, hows: Mapping[str, Inference], device: torch.device
+) -> dict[str, list[Detections]]:
+    """What is found in every image, in the split's order, by row; each process takes a part of the images."""
     mine = torch.arange(len(split)).tensor_split(ranks.count())[ranks.rank()]
     found: dict[str, list[Detections]] = {name: [] for name in hows}
     was_training = detector.training
@@ -136,9 +145,7 @@ def measured(
             for name, answers in zip(hows, detector.detections(regions, *hows.values()), strict=True):
                 found[name] += answers
     detector.train(was_training)
-    everywhere = {name: [one for part in ranks.gathered(answers) for one in part] for name, answers in found.items()}
-    rows = {name: _row(split, answers, hows[name], bool(detector.mask_heads)) for name, answers in everywhere.items()}
-    return rows, everywhere
+    return {name: [one for part in ranks.gathered(answers) for one in part] for name, answers in found.items()}
 
 
 def add_rows(
