@@ -186,6 +186,7 @@ def record_of(runs, data_dir=None):
         {
             "recipe": run.recipe.name,
             "data": run.recipe.data.model_dump(mode="json"),
+            "epochs": sum(stage.epochs for stage in run.recipe.stages),
             "protocol": run.recipe.protocol,
             "compute": run.recipe.compute.model_dump(mode="json"),
             "seeds": [
@@ -201,7 +202,8 @@ def record_of(runs, data_dir=None):
 def table(record):
     """Each claim, whether it held, and the numbers it was judged by."""
     lines = [
-        f"{run['recipe']}, ratio {run['data']['imbalance_ratio']:g}, protocol {run['protocol']}, "
+        f"{run['recipe']}, ratio {run['data']['imbalance_ratio']:g}, epochs {run['epochs']}, "
+        f"protocol {run['protocol']}, "
         f"{'seed' if len(run['seeds']) == 1 else 'seeds'} {', '.join(str(seed['seed']) for seed in run['seeds'])}"
         for run in record["runs"]
     ]

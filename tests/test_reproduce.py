@@ -115,7 +115,16 @@ def test_what_a_cell_changes_in_its_recipe():
     larger = targets_of("tang-8")[-1].recipe
     assert (larger.backbone.name, larger.stages[0].epochs) == ("resnext101-32x4d", 120)
     assert (larger.classifier.num_heads, larger.classifier.gamma) == (4, 1 / 64)
-    networks = {(target.section.rpartition(" ")[2], target.recipe.backbone.name) for target in targets_of("kang-2")}
+    of_theirs = targets_of("kang-2")
+    assert {(target.row, target.lacks) for target in of_theirs if target.lacks} == {
+        ("OLTR*", "no recipe: the code of Liu et al.")
+    }
+    assert {target.row for target in of_theirs if target.setting == "own"} >= {"Focal Loss†", "OLTR†"}
+    networks = {
+        (target.section.rpartition(" ")[2], target.recipe.backbone.name) for target in of_theirs if target.recipe
+    }
+    focal = next(target.recipe for target in targets_of("tang-2") if target.method == "focal")
+    assert (focal.stages[0].loss.detach, focal.classifier.bias) == (True, False)
     expected = {"ResNet-10": "resnet10", "ResNeXt-50-32x4d": "resnext50-32x4d", "ResNeXt-152-32x4d": "resnext152-32x4d"}
     assert networks == set(expected.items())
     assert targets._target(cell.model_copy(update={**given, "alpha": 1.5}), epochs=False).alpha is None
@@ -136,7 +145,8 @@ def test_rows_by_name():
         "Focal Loss": 12,
         "cifar10-lt/bbn": 3,
         "focal-published": 6,
-        "cifar10-lt-10": 15,
+        "cifar10-lt-10": 8,
+        "cifar10-lt-10/*": 8,
     }
     assert {word: len(selected(found, [word])) for word in by} == by
     assert len(selected(found, ["tde", "focal-published"])) == 12
@@ -272,7 +282,8 @@ def test_what_is_done_next(tmp_path):
 def test_the_papers_own_rows_come_first(tmp_path, monkeypatch):
     """Plain cross-entropy and Tang et al.'s rows before those they quote; a run's seeds one after the other."""
     monkeypatch.delenv("TAILWISE_DATA", raising=False)
-    rows = ("cifar100-lt-100/focal*", "cifar100-lt-*/tde", "cifar100-lt-50/joint-published")
+    focal = ("cifar100-lt-100/focal", "cifar100-lt-100/focal-published")
+    rows = (*focal, "cifar100-lt-*/tde", "cifar100-lt-50/joint-published")
     made = plan.plan(Request("tang-3", tmp_path, rows=rows, seeds=2))
     order = [(job.recipe.title, job.recipe.data.imbalance_ratio, job.seed) for job in made.jobs]
     runs_of = [("tde", 100), ("joint-published", 50), ("tde", 50), ("tde", 10)]
@@ -688,7 +699,7 @@ def test_claims_of_trained_runs(out):
     found = record["claims"]["weight-norms"]["rows"]["correlation, joint"][0]
     assert found["mean"] == pytest.approx(np.mean(expected))
     text = claims.table(record)
-    assert "digits-lt/decoupling, ratio 50, protocol paper, seeds 0, 1, 2" in text
+    assert "digits-lt/decoupling, ratio 50, epochs 1, protocol paper, seeds 0, 1, 2" in text
     assert "gains over re-balancing (Tang et al. 2020, Table 2): no verdict, runs are missing" in text
     opened = [measure.open_trained(seed, None) for seed in run.seeds]
     mine = claims.claim_samplers({"instance": opened, "square-root": opened[:2]})

@@ -27,7 +27,8 @@ class Cell(Settings):
     that reports it, by its whole name; another imbalance ratio than the recipe's own is `data.imbalance_ratio=50`.
     split: "very likely val" where a paper says test. epochs: of the first stage. sampler: None is instance-balanced.
     quoted: whose number it is, None for the paper's own. num_heads, tau, gamma, alpha: of Tang et al., Eq. 7 and 8,
-    where a table varies them. setting: any other difference to rows of this name.
+    where a table varies them. setting: any other difference to rows of this name. settings: what a
+    row of the paper's own has other than the recipe, as overrides of it.
     """
 
     row: str
@@ -48,6 +49,7 @@ class Cell(Settings):
     gamma: NonNegativeFloat | None = None
     alpha: NonNegativeFloat | None = None
     setting: str | None = None
+    settings: tuple[str, ...] = ()
 
 
 class Table(Settings):

@@ -37,9 +37,9 @@ TITLES = FROM_JOINT | {"cosine": "cosine-tde", "capsule": "capsule-tde", "de-con
 # Detectors: the recipe that trains a row's, where it is not called as the row is; what the paper says of a row
 DETECTORS = {"de-confound": "tde"}
 NOT_EXEMPTED = "background not exempted"
+KNOWN = (None, NOT_EXEMPTED, "first stage of Kang et al.")  # what rows are printed with that recipes have
+OTHERS = ("Liu et al. 2019", "Cao et al. 2019")  # quoted beside Kang et al.'s rows, each trained in a way of its own
 SERVER = "printed of a server, whose annotations are not public"
-# The authors trained ResNeXt-101 on LVIS v0.5 with one image on each of eight devices, and half the learning rate
-SMALLER_BATCH = {("lvis-v0.5", "resnext101-64x4d"): {"training.batch_size": 8, "training.learning_rate": 0.01}}
 
 VAL_IS_TEST = ("inaturalist-2018",)
 CIFAR = ("cifar100-lt", "cifar10-lt")
@@ -47,7 +47,7 @@ RATIOS = (100, 50, 10)
 BALANCED = ("data.imbalance_ratio=1", "data.max_count=108")  # as many images as CIFAR-100-LT at ratio 100 has
 
 # How far a mean may lie below the printed number, in points; docs/reproduction.md says why.
-FEW, OWN_ON_CIFAR, ON_CIFAR, ELSEWHERE = 2.0, 1.5, 1.0, 0.5
+FEW, OWN_ON_CIFAR, OF_VAL, ON_CIFAR, ELSEWHERE = 2.0, 1.5, 1.5, 1.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Target:
             return FEW
         if self.section.startswith("cifar"):
             return OWN_ON_CIFAR if self.method in ("de-confound", "tde") else ON_CIFAR
-        return ELSEWHERE
+        return OF_VAL if self.split == "very likely val" else ELSEWHERE
 
 
 def title_of(recipe: Recipe, method: str) -> str:
@@ -152,6 +152,8 @@ def targets_of(table: str, settings: Sequence[str] = ()) -> list[Target]:
 def selected(targets: Sequence[Target], rows: Sequence[str]) -> list[Target]:
     """The targets that words name: a key ("cifar100-lt-50/tde", "cifar100-lt-*"), section, method, or row as printed.
 
+    A section, or a word with "*", is of the rows that are planned without being asked for.
+
     Args:
         rows: none asks for all but those to be asked for by name.
 
@@ -163,13 +165,17 @@ def selected(targets: Sequence[Target], rows: Sequence[str]) -> list[Target]:
 
     def names(target: Target) -> tuple[str, ...]:
         recipe = () if target.recipe is None else (target.recipe.name,)
-        return (target.key, target.key.split("/")[1], target.section, target.method, target.row, *recipe)
+        return (target.key, target.key.split("/")[1], target.method, target.row, *recipe)
 
-    every = list(dict.fromkeys(chain.from_iterable(map(names, targets))))
+    def named(target: Target, word: str) -> bool:
+        several = target.asked and any(fnmatchcase(name, word) for name in (*names(target), target.section))
+        return several or word in names(target)
+
     for word in rows:
-        if not any(fnmatchcase(name, word) for name in every):
-            checks.choice("rows", word, every)
-    return [target for target in targets if any(fnmatchcase(name, word) for name in names(target) for word in rows)]
+        if not any(named(target, word) for target in targets):
+            every = chain.from_iterable((*names(target), target.section) for target in targets)
+            checks.choice("rows", word, list(dict.fromkeys(every)))
+    return [target for target in targets if any(named(target, word) for word in rows)]
 
 
 def _by_section(targets: Sequence[Target]) -> list[Target]:
@@ -197,7 +203,7 @@ def _target(cell: Cell, *, epochs: bool) -> Target:
         row=cell.row,
         metric="APbox" if cell.metric == "APbbox" else cell.metric,
         method=_detection_row(cell) if detection else cell.method or "?",
-        setting=_setting(recipe),
+        setting=_setting(recipe) or ("own" if recipe and cell.quoted in OTHERS else None),
         printed=cell.value,
         spread=cell.spread,
         split=cell.split,
@@ -230,6 +236,8 @@ def _recipe_of(cell: Cell) -> tuple[Recipe | None, str | None]:
     name = cell.recipe or f"{cell.data}/{_title(cell)}"
     if name not in RECIPES:
         return None, f"no recipe {name}"
+    if cell.setting not in KNOWN:
+        return None, f"no recipe: {cell.setting}"
     given = {
         "data.imbalance_ratio": cell.imbalance_ratio,
         "stages.0.epochs": cell.epochs,
@@ -238,7 +246,7 @@ def _recipe_of(cell: Cell) -> tuple[Recipe | None, str | None]:
         "classifier.tau": cell.tau,
         "classifier.gamma": cell.gamma,
     }
-    return _changed(RECIPES[name], given)
+    return _changed(RECIPES[name], given, cell.settings)
 
 
 def _detector_of(cell: Cell) -> tuple[DetectionRecipe | None, str | None]:
@@ -249,15 +257,13 @@ def _detector_of(cell: Cell) -> tuple[DetectionRecipe | None, str | None]:
     name = f"{cell.data}/{DETECTORS.get(row, row).removesuffix(WITHOUT_EXEMPTION)}"
     if name not in DETECTION_RECIPES:
         return None, f"no recipe {name}"
-    backbone = _network(cell.backbone.removesuffix("-FPN"))
     given = {
         "training.epochs": cell.epochs,
-        "detector.backbone": backbone,
+        "detector.backbone": _network(cell.backbone.removesuffix("-FPN")),
         "classifier.num_heads": cell.num_heads,
         "inference.alpha": cell.alpha,
-        **SMALLER_BATCH.get((cell.data, backbone), {}),
     }
-    return _changed(DETECTION_RECIPES[name], given)
+    return _changed(DETECTION_RECIPES[name], given, cell.settings)
 
 
 def _detection_row(cell: Cell) -> str:
@@ -266,9 +272,9 @@ def _detection_row(cell: Cell) -> str:
     return row + WITHOUT_EXEMPTION * (cell.setting == NOT_EXEMPTED)
 
 
-def _changed(recipe: AnyRecipe, given: dict[str, Any]) -> tuple[AnyRecipe | None, str | None]:
-    """A recipe with what is given, None aside, or what speaks against it."""
-    settings = [f"{key}={value}" for key, value in given.items() if value is not None]
+def _changed(recipe: AnyRecipe, given: dict[str, Any], settings: Sequence[str]) -> tuple[AnyRecipe | None, str | None]:
+    """A recipe with what is given, None aside, and settings, or what speaks against it."""
+    settings = [*(f"{key}={value}" for key, value in given.items() if value is not None), *settings]
     try:
         return override([recipe], settings)[0], None
     except checks.InputError as error:
