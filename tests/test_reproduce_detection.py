@@ -4,13 +4,14 @@ import json
 
 import pytest
 
+from tailwise import InputError
 from tailwise.cli import main
 from tailwise.detect import digit_scenes_lt, write_split
 from tailwise.recipes import estimate
 from tailwise.recipes.detection import DETECTION_RECIPES
 from tailwise.recipes.evidence import first_stage, of_another_benchmark
 from tailwise.recipes.overrides import override
-from tailwise.recipes.plan import changes
+from tailwise.recipes.plan import Request, changes, plan
 from tailwise.recipes.targets import targets_of
 from tailwise.report.reproduction import markdown
 
@@ -64,6 +65,11 @@ def test_every_number_of_lvis_has_the_row_of_a_detector():
     assert {target.setting for target in targets_of("tang-5", ["detector.framework=htc"])} == {"htc"}
 
 
+def test_detectors_have_one_protocol(tmp_path):
+    with pytest.raises(InputError, match="protocol: expected paper, which detectors have, got clean"):
+        plan(Request("tang-5", tmp_path, protocols=("clean",)))
+
+
 def test_what_is_the_same_detector():
     tde, de_confound = (DETECTION_RECIPES[f"lvis-v1/{title}"] for title in ("tde", "de-confound"))
     keys = {first_stage(recipe, 0) for recipe in (tde, de_confound, *override([tde], ["inference.alpha=2"]))}
@@ -98,10 +104,10 @@ def test_table_5_on_a_miniature_of_lvis(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(estimate, "STEPS", 1)
     where = ("--data-dir", tmp_path, "--out", tmp_path / "runs")
 
-    plan = reproduce(capsys, *SMALL, *where, "--dry-run")
-    assert [(run["recipe"], run["epochs"], run["left"]) for run in plan["runs"]] == [("lvis-v0.5/tde", 2, [0])]
-    assert plan["seconds"] > 0
-    assert plan["subset_seed"] is None
+    before = reproduce(capsys, *SMALL, *where, "--dry-run")
+    assert [(run["recipe"], run["epochs"], run["left"]) for run in before["runs"]] == [("lvis-v0.5/tde", 2, [0])]
+    assert before["seconds"] > 0
+    assert before["subset_seed"] is None
 
     record = reproduce(capsys, *SMALL, *where)
     lines = {(line["method"], line["metric"]): line for line in record["lines"]}
@@ -116,8 +122,8 @@ def test_table_5_on_a_miniature_of_lvis(tmp_path, monkeypatch, capsys):
     assert lines["tde", "AP"]["ours"]["paper"]["values"][0] >= 0
     assert "| lvis-v0.5, ResNet-101-FPN, cascade | De-confound | AP | 25.7 |" in markdown(record)
 
-    plan = reproduce(capsys, *SMALL, *where, "--dry-run")
-    assert [run["left"] for run in plan["runs"]] == [[]]
+    after = reproduce(capsys, *SMALL, *where, "--dry-run")
+    assert [run["left"] for run in after["runs"]] == [[]]
     weaker = reproduce(capsys, *SMALL, "inference.alpha=0.5", *where)
     (again,) = weaker["runs"][0]["seeds"]
     assert again["checkpoint"] == trained["checkpoint"]

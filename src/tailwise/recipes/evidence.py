@@ -69,8 +69,8 @@ def first_stage(recipe: Recipe | DetectionRecipe, seed: int) -> str:
         settings = {key: value for key, value in told.items() if key in FIRST_STAGE}
         if recipe.protocol == "paper":
             settings.pop("metric", None)  # nothing is chosen by it
-    for place in ("kept", "workers"):
-        settings["data"].pop(place, None)  # no setting of training
+    for name in ("kept", "workers"):
+        settings["data"].pop(name, None)  # where images lie and who reads them is no setting of training
     if getattr(recipe.data, "subset_seed", seed) is None:
         settings["data"]["subset_seed"] = seed
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -27,7 +27,7 @@ from tailwise.recipes.targets import Target, about, selected, targets_of
 
 # Classifiers whose stores are adjusted in every way that needs no images, for what stands beside the printed rows
 PLAIN = ("linear", "joint", "cosine", "capsule", "de-confound")
-WITHOUT_EFFECT = ("compute.", "data.kept")  # of settings: what is trained is the same
+WITHOUT_EFFECT = ("compute.", "data.kept", "data.workers")  # of settings: what is trained is the same
 NAMED_ELSEWHERE = ("protocol", "data.subset_seed")
 FROM_STORES = ("ncm", "ncm-centered", "tau-norm", "crt-stored", "lws-stored", "logit-adjustment")
 
@@ -151,6 +151,9 @@ def plan(request: Request, tell: Callable[[str], None] = lambda _: None) -> Plan
     find_device(request.device)
     targets = targets_of(request.table, request.settings)
     asked = selected(targets, request.rows)
+    detectors = any(isinstance(target.recipe, DetectionRecipe) for target in asked)
+    if detectors and set(request.protocols) != {"paper"}:
+        raise checks.InputError(f"protocol: expected paper, which detectors have, got {', '.join(request.protocols)}")
     begun = begun_below(request.out)
     jobs: dict[tuple[str, int], Job] = {}
     for protocol in dict.fromkeys((*request.protocols, *(target.under for target in asked if target.on_val))):
