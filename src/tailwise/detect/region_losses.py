@@ -81,7 +81,7 @@ class EachAgainstTheRest(nn.Module):
 
     Almost every class is absent of almost every region. Logits of 0 therefore mean `prior`, not one half: from one
     half, a thousand sigmoids start with a loss of a thousand times log 2, of which training at LVIS's learning rate
-    diverges. The authors' code starts the classifier's bias there; here it is a constant, so any classifier will do.
+    diverges. Detectors with sigmoids start the classifier's bias there; here it is a constant: any classifier will do.
 
     Args:
         num_classes: C.
