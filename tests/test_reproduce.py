@@ -115,7 +115,7 @@ def test_what_a_cell_changes_in_its_recipe():
     larger = targets_of("tang-8")[-1].recipe
     assert (larger.backbone.name, larger.stages[0].epochs) == ("resnext101-32x4d", 120)
     assert (larger.classifier.num_heads, larger.classifier.gamma) == (4, 1 / 64)
-    of_theirs = targets_of("kang-2")
+    of_theirs = targets_of("kang-2", ["compute.threads=1"])
     assert {(target.row, target.lacks) for target in of_theirs if target.lacks} == {
         ("OLTR*", "no recipe: the code of Liu et al.")
     }

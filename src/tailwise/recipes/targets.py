@@ -189,7 +189,7 @@ def _with(target: Target, **changes: object) -> Target:
 
 
 def _with_recipe(target: Target, recipe: Recipe | DetectionRecipe) -> Target:
-    return _with(target, recipe=recipe, setting=_setting(recipe))
+    return _with(target, recipe=recipe, setting=_setting(recipe) or target.setting)
 
 
 def _target(cell: Cell, *, epochs: bool) -> Target:
