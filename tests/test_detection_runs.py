@@ -195,6 +195,10 @@ def test_what_will_not_do_is_named(suite, tmp_path, capsys):
         (("evaluate", suite / "tde", "--power", "1"), "power, metric, metrics: expected none for a detector"),
         (("evaluate", suite / "tde", "--metrics"), "power, metric, metrics: expected none for a detector"),
         (("evaluate", suite / "baseline", "--alpha", "1"), "alpha: expected a row with TDE, got baseline of digit-sc"),
+        (
+            ("train", "digit-scenes-lt/baseline", "classifier.name=causal"),
+            "classifier.name: expected linear, whose row is baseline, got causal",
+        ),
         (("evaluate", suite / "tde", "--alpha", "auto"), "alpha: expected a finite number"),
         (("evaluate", suite / "tde", "--method", "crt"), "method: unknown value 'crt'"),
         (("evaluate", suite), "expected a run folder with recipe.json"),
