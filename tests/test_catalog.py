@@ -135,7 +135,8 @@ def test_rivals_have_both_settings(data):
     baseline = RECIPES[f"{data}/joint-published"]
     assert (baseline.backbone.name, baseline.classifier.bias, baseline.published) == ("resnet32", True, ())
     assert {key for key, value in plain if getattr(baseline.stages[0], key) != value} == set(PUBLISHED_SETTING["joint"])
-    assert RECIPES[f"{data}/bbn-published"].published[0].source == "Tang et al. 2020, Table 3, ratio 100"
+    (printed,) = RECIPES[f"{data}/bbn-published"].published
+    assert printed.source == "Tang et al. 2020, Table 3, ratio 100, of Zhou et al. 2020"
     assert RECIPES["cifar100-lt/bbn-published"].published[0].all == 42.6
     assert RECIPES["cifar10-lt/ldam-drw-published"].published[0].all == 77.0
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from tailwise import InputError
 from tailwise.recipes.catalog import RECIPES
+from tailwise.recipes.detection import DETECTION_RECIPES
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.published import Cell, _table, published, published_table, published_tables
 
@@ -108,21 +109,19 @@ def test_cells_printed_twice_agree_but_for_the_known():
 
 
 def test_methods_and_recipes_are_those_of_the_catalog():
-    named = {cell.recipe for _, cell in CELLS if cell.recipe}
-    assert {name.split("/")[0] for name in named} == {"cifar10-lt", "cifar100-lt", "imagenet-lt"}
+    borrowed = ("Zhou et al. 2020", "Wang et al. 2023, repository")  # of another setting than Tang et al.'s
     for _, cell in CELLS:
         assert cell.method is None or cell.method in METHODS
-        if cell.recipe:
+        if cell.recipe and cell.recipe in RECIPES:
             recipe = RECIPES[cell.recipe]
             assert cell.method in recipe.methods
-            assert (recipe.data.name, recipe.stages[0].epochs) == (cell.data, cell.epochs)
-            borrowed = (
-                "Zhou et al. 2020",
-                "Wang et al. 2023, repository",
-            )  # of another setting than Tang et al.'s
+            assert recipe.data.name == cell.data
             assert cell.recipe.endswith("-published") == (cell.quoted in borrowed)
-            networks = {"resnet32-two-branch": "two-branch ResNet-32", "resnet32": "ResNet-32"}
-            assert cell.backbone == networks.get(recipe.backbone.name, "ResNeXt-50-32x4d")
+            if cell.data.startswith("cifar"):
+                assert (recipe.backbone.name, recipe.stages[0].epochs) == (cell.network, cell.epochs)
+        elif cell.recipe:
+            assert cell.recipe.split("/")[0] == cell.data
+            assert cell.recipe in DETECTION_RECIPES
     without = {(table.paper, cell.row) for table, cell in CELLS if not cell.method}
     assert {paper for paper, _ in without} == {"anchors"}  # every row of the papers is a method of ours
 
@@ -190,6 +189,7 @@ def test_what_is_known_of_a_number():
         backbone="ResNeXt-101-32x4d",
         epochs=120,
         method="tde",
+        recipe="imagenet-lt/tde",
         num_heads=4,
         gamma=1 / 64,
         alpha=3.0,
@@ -204,17 +204,26 @@ def test_what_is_known_of_a_number():
 
 def test_what_the_papers_print_for_a_recipe(monkeypatch):
     methods = ("tde", "crt", "de-confound")  # no cRT on CIFAR-100-LT; in the order asked for
-    numbers = published("cifar100-lt", 50, methods)
+    of_tde = ("cifar100-lt/tde", 50, "resnet32-two-branch")
+    numbers = published(*of_tde, methods)
     assert [(n.method, n.all, n.source) for n in numbers] == [
         ("tde", 50.3, "Tang et al. 2020, Table 3, ratio 50"),
         ("de-confound", 46.2, "Tang et al. 2020, Table 3, ratio 50"),
     ]
-    assert published("cifar100-lt", 100, ("joint", "logit-adjustment")) == ()
-    assert published("cifar10-lt", 20, methods) == published("digits-lt", 50, methods) == ()
+    assert published("cifar100-lt/joint-published", 100, "resnet32", ("joint", "logit-adjustment")) == ()  # an anchor
+    assert published("cifar10-lt/tde", 20, "resnet32-two-branch", methods) == ()
+    assert published("cifar100-lt/tde", 50, "resnet32", methods) == published("digits-lt/tde", 50, "net", methods) == ()
+    assert published("imagenet-lt/focal", None, "resnext50-32x4d", ("focal",)) == ()  # printed of other settings
+    by_sampler = published("imagenet-lt/decoupling-progressive", None, "resnext50-32x4d", ("joint", "crt"))
+    assert [(n.method, n.all, n.source) for n in by_sampler] == [
+        ("joint", 47.2, "Kang et al. 2020, Table 5, very likely val")
+    ]
+    (of_liu,) = published("places-lt/range", None, "resnet152", ("range",))
+    assert (of_liu.all, of_liu.source) == (35.1, "Kang et al. 2020, Table 4, of Liu et al. 2019")
     # anchors first, which have these numbers and are not the papers'; a later table with them last
     tables = (*published_tables()[::-1], published_table(TANG, 3).model_copy(update={"number": 99}))
     monkeypatch.setattr("tailwise.recipes.published.published_tables", lambda: tables)
-    assert published("cifar100-lt", 50, methods) == numbers
+    assert published(*of_tde, methods) == numbers
 
 
 def test_unknown_tables():

@@ -23,6 +23,7 @@ from tailwise.recipes import catalog, estimate, measure, plan, reproduce, runs, 
 from tailwise.recipes.build_backbone import BACKBONES
 from tailwise.recipes.build_data import build_data
 from tailwise.recipes.catalog import RECIPES
+from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.evidence import begun_below, compared, first_stage, of_another_benchmark, run_of, verdict
 from tailwise.recipes.overrides import override
 from tailwise.recipes.plan import Job, Request
@@ -80,28 +81,30 @@ def test_every_number_of_table_3_has_its_recipe():
     assert in_both == {(target.section, target.method) for target in printed if target.quoted}
 
 
-def test_a_table_without_data_says_so_and_needs_the_catalog_alone():
-    """Every row of the papers is called as the catalog would call it, and every network, once they are in it."""
+def test_every_printed_row_names_a_recipe_that_reports_it():
     for name in TABLES:
         for target in targets_of(name):
             assert (target.recipe is None) == (target.lacks is not None)
-    for table in published_tables():
-        for cell in table.cells if table.number else ():
-            assert f"digits-lt/{targets._title(cell)}" in RECIPES
+            if isinstance(target.recipe, DetectionRecipe):
+                assert target.method in target.recipe.rows
+            elif target.recipe:
+                assert target.method in target.recipe.methods
+    without = {cell.row for table in published_tables() if table.number for cell in table.cells if not cell.recipe}
+    assert without == {"OLTR*"}
     assert {target.lacks for target in targets_of("kang-1")} == {None}
     sampled = next(table for table in published_tables() if (table.paper, table.number) == (targets.KANG, 5))
-    titles = [targets._title(row[0]) for row in sampled.rows]
-    assert titles == ["decoupling", *(f"decoupling-{sampler}" for sampler in catalog.SAMPLERS[1::-1]), titles[3]]
-    assert titles[3] == "decoupling-progressive"
+    for cell in sampled.cells:
+        assert cell.recipe
+        assert RECIPES[cell.recipe].stages[0].sampler == (cell.sampler or "instance")
 
 
 def test_every_printed_network_is_built():
     for table in published_tables():
         for cell in table.cells if table.number else ():
             if cell.data.startswith("lvis"):
-                assert targets._network(cell.backbone.removesuffix("-FPN")) in get_args(ResNetName)
+                assert cell.network in get_args(ResNetName)
             else:
-                assert targets._network(cell.backbone) in {*BACKBONES, *RESNETS}
+                assert cell.network in {*BACKBONES, *RESNETS}
 
 
 def test_what_a_cell_changes_in_its_recipe():
@@ -348,10 +351,16 @@ def table():
         "imbalance_ratio": 50,
         "columns": ["few", "all"],
         "rows": [
-            {"row": "Joint", "method": "joint", "values": [0.0, 0.0]},
-            {"row": "C", "method": "crt", "values": [100.0, 100.0]},
-            {"row": "B+C", "method": "fine-tune-last-block", "values": [1.0, 1.0], "quoted": "others"},
-            {"row": "TDE, 0.5", "method": "tde", "alpha": 0.5, "values": [50.0, 50.0]},
+            {"row": "Joint", "method": "joint", "recipe": "decoupling", "values": [0.0, 0.0]},
+            {"row": "C", "method": "crt", "recipe": "decoupling", "values": [100.0, 100.0]},
+            {
+                "row": "B+C",
+                "method": "fine-tune-last-block",
+                "recipe": "fine-tuning",
+                "values": [1.0, 1.0],
+                "quoted": "others",
+            },
+            {"row": "TDE, 0.5", "method": "tde", "recipe": "tde", "alpha": 0.5, "values": [50.0, 50.0]},
         ],
     }
     patch = pytest.MonkeyPatch()

@@ -250,15 +250,12 @@ def rivals_of(data: str) -> list[str]:
 
 
 def _recipe(data: str, title: str, own: str, adjusters: Sequence[str], **settings: object) -> Recipe:
-    name, ratio = f"{data}/{title}", getattr(DATA[data]["data"], "imbalance_ratio", None)
+    name, methods = f"{data}/{title}", (own, *adjusters)
     second = {method: second_stage(data, method) for method in adjusters if method in SECOND_STAGES}
-    return Recipe.model_validate(
-        DATA[data]
-        | {"name": name, "classifier": _classifier(data, own), "methods": (own, *adjusters), "second": second}
-        # a rival's number is of its own setting
-        | {"published": () if title in RIVALS else published(data, ratio, (own, *adjusters))}
-        | settings
-    )
+    named = {"name": name, "classifier": _classifier(data, own), "methods": methods, "second": second}
+    said = DATA[data] | named | settings
+    ratio = getattr(said["data"], "imbalance_ratio", None)
+    return Recipe.model_validate(said | {"published": published(name, ratio, said["backbone"].name, methods)})
 
 
 DECOUPLING = ("ncm", "tau-norm", "crt", "lws")  # beside joint, the rows of Kang et al.'s Fig. 1
@@ -286,7 +283,7 @@ def _by_momentum(data: str, *, matched: bool) -> list[Recipe]:
         rate = joint.learning_rate * (1 - momentum) / (1 - joint.momentum) if matched else joint.learning_rate
         stage = joint.model_copy(update={"momentum": momentum, "learning_rate": round(rate, 10)})
         title = f"linear-momentum-{100 * momentum:.0f}{'-matched' * matched}"
-        recipes.append(_recipe(data, title, "linear", (), stages=(stage,), published=()))
+        recipes.append(_recipe(data, title, "linear", (), stages=(stage,)))
     return recipes
 
 

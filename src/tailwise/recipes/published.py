@@ -51,6 +51,13 @@ class Cell(Settings):
     setting: str | None = None
     settings: tuple[str, ...] = ()
 
+    @property
+    def network(self) -> str:
+        """What settings call the backbone: "resnet32-two-branch", "resnext50-32x4d", of a detector "resnet101"."""
+        plain = self.backbone.removeprefix("two-branch ").removesuffix("-FPN")
+        joined = plain.lower().replace("resnet-", "resnet").replace("resnext-", "resnext")
+        return joined + "-two-branch" * self.backbone.startswith("two-branch ")
+
 
 class Table(Settings):
     """A printed table. number: of the arXiv version, None for the anchors. rows: shorter where a cell is empty."""
@@ -114,20 +121,25 @@ def published_table(paper: str, number: int) -> Table:
     return numbered[paper, number]
 
 
-def published(data: str, imbalance_ratio: float | None, methods: Sequence[str]) -> tuple[Published, ...]:
-    """What the papers print for these methods on this data, over all classes, where a recipe of ours reports them.
+def published(
+    recipe: str, imbalance_ratio: float | None, network: str, methods: Sequence[str]
+) -> tuple[Published, ...]:
+    """What the papers print for the rows of a recipe, over all classes, on this network.
 
     The first table that has a method speaks for it.
 
-    >>> [number.all for number in published("cifar100-lt", 100, ("de-confound", "tde"))]
+    >>> [number.all for number in published("cifar100-lt/tde", 100, "resnet32-two-branch", ("de-confound", "tde"))]
     [40.5, 44.1]
     """
+    asked = (recipe, imbalance_ratio, network, "all")
     found: dict[str, Published] = {}
     for table in published_tables():
         ratio = "" if imbalance_ratio is None else f", ratio {imbalance_ratio:g}"
-        source = f"{table.paper}, Table {table.number}{ratio}"
         for cell in table.cells if table.number else ():
-            here = (cell.data, cell.imbalance_ratio, cell.metric) == (data, imbalance_ratio, "all")
-            if here and cell.recipe and cell.method:
+            here = (cell.recipe, cell.imbalance_ratio, cell.network, cell.metric) == asked
+            if here and cell.method and not cell.settings:
+                of_val = f", {cell.split}" * (cell.split == "very likely val")
+                of_others = f", of {cell.quoted}" * bool(cell.quoted)
+                source = f"{table.paper}, Table {table.number}{ratio}{of_val}{of_others}"
                 found.setdefault(cell.method, Published(method=cell.method, all=cell.value, source=source))
     return tuple(found[method] for method in methods if method in found)

@@ -9,7 +9,7 @@ from typing import Any
 from tailwise import checks
 from tailwise.recipes.catalog import DECOUPLING, RECIPES, SAMPLERS, TABLE_3
 from tailwise.recipes.detection import DETECTION_RECIPES, OWN_ROW, WITHOUT_EXEMPTION, DetectionRecipe
-from tailwise.recipes.overrides import AnyRecipe, override
+from tailwise.recipes.overrides import override
 from tailwise.recipes.published import Cell, published_table, published_tables
 from tailwise.recipes.schema import Recipe
 
@@ -26,18 +26,7 @@ CLAIMS = "The runs that benchmarks/claims.py asks what the papers claim; no numb
 OURS = {"kang-figure-1": FIGURE_1, "claims": CLAIMS}
 TABLES = (*PRINTED, *OURS)
 
-# Which recipe trains the first stage of a row, where it is not called as the row's method is
-FROM_JOINT = {
-    **dict.fromkeys(("joint", *DECOUPLING), "decoupling"),
-    **dict.fromkeys(("fine-tune", "fine-tune-slow", "fine-tune-last-block"), "fine-tuning"),
-    **dict.fromkeys(("oltr", "decouple-oltr"), "memory"),
-}
-TITLES = FROM_JOINT | {"cosine": "cosine-tde", "capsule": "capsule-tde", "de-confound": "tde"}
-
-# Detectors: the recipe that trains a row's, where it is not called as the row is; what the paper says of a row
-DETECTORS = {"de-confound": "tde"}
-NOT_EXEMPTED = "background not exempted"
-KNOWN = (None, NOT_EXEMPTED, "first stage of Kang et al.")  # what rows are printed with that recipes have
+NOT_EXEMPTED = "background not exempted"  # what Tang et al. say of a detector's row
 OTHERS = ("Liu et al. 2019", "Cao et al. 2019")  # quoted beside Kang et al.'s rows, each trained in a way of its own
 SERVER = "printed of a server, whose annotations are not public"
 
@@ -195,7 +184,7 @@ def _with_recipe(target: Target, recipe: Recipe | DetectionRecipe) -> Target:
 def _target(cell: Cell, *, epochs: bool) -> Target:
     """The target of a printed cell; epochs: whether they tell the parts of its table apart."""
     detection = cell.data.startswith("lvis")
-    recipe, lacks = _detector_of(cell) if detection else _recipe_of(cell)
+    recipe, lacks = _recipe_of(cell)
     on_val = isinstance(recipe, Recipe) and cell.split == "val" and cell.data not in VAL_IS_TEST
     own = recipe.tde.fixed_alpha if isinstance(recipe, Recipe) else cell.alpha  # a detector's is in its recipe
     return Target(
@@ -231,70 +220,40 @@ def _setting(recipe: Recipe | DetectionRecipe | None) -> str | None:
     return "BBN" if recipe.title.endswith("-published") else "Tang"
 
 
-def _recipe_of(cell: Cell) -> tuple[Recipe | None, str | None]:
+def _recipe_of(cell: Cell) -> tuple[Recipe | DetectionRecipe | None, str | None]:
     """The recipe of a cell with what the cell changes in it, or what is missing for one."""
-    name = cell.recipe or f"{cell.data}/{_title(cell)}"
-    if name not in RECIPES:
-        return None, f"no recipe {name}"
-    if cell.setting not in KNOWN:
-        return None, f"no recipe: {cell.setting}"
-    given = {
-        "data.imbalance_ratio": cell.imbalance_ratio,
-        "stages.0.epochs": cell.epochs,
-        "backbone.name": _network(cell.backbone),
-        "classifier.num_heads": cell.num_heads,
-        "classifier.tau": cell.tau,
-        "classifier.gamma": cell.gamma,
-    }
-    return _changed(RECIPES[name], given, cell.settings)
-
-
-def _detector_of(cell: Cell) -> tuple[DetectionRecipe | None, str | None]:
-    """As `_recipe_of`, of a cell of LVIS."""
-    if cell.split == "test":
+    if cell.recipe is None:
+        return None, "no recipe" + f": {cell.setting}" * bool(cell.setting)
+    detector = DETECTION_RECIPES.get(cell.recipe)
+    if detector and cell.split == "test":
         return None, SERVER
-    row = _detection_row(cell)
-    name = f"{cell.data}/{DETECTORS.get(row, row).removesuffix(WITHOUT_EXEMPTION)}"
-    if name not in DETECTION_RECIPES:
-        return None, f"no recipe {name}"
-    given = {
-        "training.epochs": cell.epochs,
-        "detector.backbone": _network(cell.backbone.removesuffix("-FPN")),
-        "classifier.num_heads": cell.num_heads,
-        "inference.alpha": cell.alpha,
-    }
-    return _changed(DETECTION_RECIPES[name], given, cell.settings)
+    named: dict[str, Any] = {"classifier.num_heads": cell.num_heads}
+    if detector:
+        named |= {
+            "training.epochs": cell.epochs,
+            "detector.backbone": cell.network,
+            "inference.alpha": cell.alpha,
+        }
+    else:
+        named |= {
+            "data.imbalance_ratio": cell.imbalance_ratio,
+            "stages.0.epochs": cell.epochs,
+            "backbone.name": cell.network,
+            "classifier.tau": cell.tau,
+            "classifier.gamma": cell.gamma,
+        }
+    settings = [*(f"{key}={value}" for key, value in named.items() if value is not None), *cell.settings]
+    recipes: list[Any] = [detector or RECIPES[cell.recipe]]
+    try:
+        return override(recipes, settings)[0], None
+    except checks.InputError as error:
+        return None, f"no recipe: {error}"
 
 
 def _detection_row(cell: Cell) -> str:
     """What a cell's row is called in the result of a detector."""
     row = OWN_ROW.get(cell.method or "", cell.method or "?")
     return row + WITHOUT_EXEMPTION * (cell.setting == NOT_EXEMPTED)
-
-
-def _changed(recipe: AnyRecipe, given: dict[str, Any], settings: Sequence[str]) -> tuple[AnyRecipe | None, str | None]:
-    """A recipe with what is given, None aside, and settings, or what speaks against it."""
-    settings = [*(f"{key}={value}" for key, value in given.items() if value is not None), *settings]
-    try:
-        return override([recipe], settings)[0], None
-    except checks.InputError as error:
-        return None, f"no recipe: {error}"
-
-
-def _title(cell: Cell) -> str:
-    title = TITLES.get(cell.method or "", cell.method or "?")
-    return f"{title}-{cell.sampler}" if cell.sampler else title
-
-
-def _network(printed: str) -> str:
-    """What a printed network is called in settings.
-
-    >>> _network("two-branch ResNet-32"), _network("ResNeXt-50-32x4d")
-    ('resnet32-two-branch', 'resnext50-32x4d')
-    """
-    plain = printed.removeprefix("two-branch ")
-    joined = plain.lower().replace("resnet-", "resnet").replace("resnext-", "resnext")
-    return joined + "-two-branch" * (plain != printed)
 
 
 def _beside_table_3(printed: Sequence[Target]) -> Iterator[Target]:
