@@ -15,10 +15,10 @@ import torch
 from tailwise import Store
 from tailwise.adjust import sweep_alpha, tde_components
 from tailwise.evaluate import metric
-from tailwise.recipes import experiment, measure
+from tailwise.experiments import experiment, measure
+from tailwise.experiments.watch import Silent
 from tailwise.recipes.catalog import find
 from tailwise.recipes.overrides import override
-from tailwise.recipes.watch import Silent
 
 RECORD = Path(__file__).parents[1] / "results/adamw.json"
 SEEDS = range(2)

@@ -17,10 +17,10 @@ import torch
 
 from tailwise import InputError
 from tailwise.counts import GROUPS
-from tailwise.recipes import measure
-from tailwise.recipes.adjusters import head_cosines
-from tailwise.recipes.figures.per_class import weight_of
-from tailwise.recipes.runs import open_runs
+from tailwise.experiments import measure
+from tailwise.experiments.adjusters import head_cosines
+from tailwise.experiments.runs import open_runs
+from tailwise.figures.per_class import weight_of
 from tailwise.report.summary import mean_and_std, paired_difference
 from tailwise.report.table import figure
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from tailwise.experiments.detection_experiment import measured, open_detector
+from tailwise.experiments.detection_runs import DetectionSeed, open_detection_run
 from tailwise.recipes.build_detection import build_detection_data, inference_of
-from tailwise.recipes.detection_experiment import measured, open_detector
-from tailwise.recipes.detection_runs import DetectionSeed, open_detection_run
 from tailwise.report.detection import PRECISIONS
 from tailwise.report.summary import mean_and_std
 from tailwise.report.table import figure

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from tailwise.adjust import grad_cam
-from tailwise.recipes import measure
-from tailwise.recipes.deploy import adjusted_model
-from tailwise.recipes.runs import open_run
-from tailwise.recipes.trained import Trained
+from tailwise.deployment.deploy import adjusted_model
+from tailwise.experiments import measure
+from tailwise.experiments.runs import open_run
+from tailwise.experiments.trained import Trained
 
 METHODS = {"linear": ["linear"], "decoupling": ["joint", "lws"], "tde": ["de-confound", "tde"]}
 

@@ -20,11 +20,11 @@ import torch
 
 from tailwise.adjust import ALPHAS, choose, class_means, counterfactual_tde, relearn
 from tailwise.evaluate import metric, shot_accuracy
+from tailwise.experiments import experiment, measure
+from tailwise.experiments.adjusters import features_of, labels_of
+from tailwise.experiments.watch import Silent
 from tailwise.methods.oltr import MetaEmbeddingClassifier
-from tailwise.recipes import experiment, measure
-from tailwise.recipes.adjusters import features_of, labels_of
 from tailwise.recipes.catalog import find
-from tailwise.recipes.watch import Silent
 
 TEMPERATURES = tuple(round(0.1 * step, 1) for step in range(31))
 

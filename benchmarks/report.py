@@ -23,11 +23,11 @@ import torch
 
 from tailwise.classifiers import CausalClassifier, LinearClassifier
 from tailwise.evaluate import Store
+from tailwise.experiments.runs import Run, SeedFolder
+from tailwise.experiments.trained import Trained
+from tailwise.figures import Source
+from tailwise.figures.report import write_report
 from tailwise.recipes.catalog import RECIPES
-from tailwise.recipes.figures import Source
-from tailwise.recipes.report import write_report
-from tailwise.recipes.runs import Run, SeedFolder
-from tailwise.recipes.trained import Trained
 from tailwise.recognizer import Recognizer
 
 CLASSES, IMAGES, WIDTH = 1_000, 20_000, 512

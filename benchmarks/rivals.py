@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tailwise.experiments.build_data import build_data
 from tailwise.recipes.build import build_model
-from tailwise.recipes.build_data import build_data
 from tailwise.recipes.build_stages import build_load, build_stages, build_view
 from tailwise.recipes.catalog import RECIPES
 from tailwise.recipes.overrides import override

@@ -19,10 +19,10 @@ from tailwise import Store
 from tailwise.adjust import combine, fit_temperature, tde_components
 from tailwise.data import digits_lt
 from tailwise.evaluate import accuracy_under_prior, estimate_prior, shifted_indices, shifted_prior
-from tailwise.recipes import experiment, measure
+from tailwise.experiments import experiment, measure
+from tailwise.experiments.runs import SeedFolder
+from tailwise.experiments.watch import Silent
 from tailwise.recipes.catalog import find
-from tailwise.recipes.runs import SeedFolder
-from tailwise.recipes.watch import Silent
 
 RECORD = Path(__file__).parents[1] / "results/shift.json"
 SEEDS = range(5)

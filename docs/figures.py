@@ -18,9 +18,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from tailwise.recipes import measure
-from tailwise.recipes.figures import Source, figure_data
-from tailwise.recipes.runs import open_runs
+from tailwise.experiments import measure
+from tailwise.experiments.runs import open_runs
+from tailwise.figures import Source, figure_data
 from tailwise.report.figures import rendered
 
 OUT = Path(__file__).parent / "figures"

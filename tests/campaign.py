@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tailwise.recipes import runs
+from tailwise.experiments import runs
 from tailwise.train import load_checkpoint
 
 TRAIN = ["-m", "tailwise", "train", "digits-lt/decoupling", "--seeds", "2", "--save-every", "0"]

@@ -10,11 +10,11 @@ import torch
 from tailwise import CausalClassifier, LinearClassifier
 from tailwise.classifiers import FoldedClassifier
 from tailwise.evaluate import Store
+from tailwise.experiments.runs import Run, SeedFolder
+from tailwise.experiments.second import save_adjusted
+from tailwise.experiments.trained import Trained
+from tailwise.figures import Source
 from tailwise.recipes.catalog import RECIPES
-from tailwise.recipes.figures import Source
-from tailwise.recipes.runs import Run, SeedFolder
-from tailwise.recipes.second import save_adjusted
-from tailwise.recipes.trained import Trained
 from tailwise.recognizer import Recognizer
 
 D = 16

@@ -3,9 +3,9 @@
 import pytest
 
 from tailwise.cli import main
-from tailwise.recipes import measure
-from tailwise.recipes.figures import Source
-from tailwise.recipes.runs import open_run
+from tailwise.experiments import measure
+from tailwise.experiments.runs import open_run
+from tailwise.figures import Source
 
 
 def call(*arguments):

@@ -10,10 +10,10 @@ import pytest
 
 from reports import call, source_of
 from tailwise.evaluate import group_confusion, per_class_accuracy
-from tailwise.recipes.adjusters import features_of
-from tailwise.recipes.report import report_record
-from tailwise.recipes.strengths import strength_paths
-from tailwise.recipes.trained import Asked
+from tailwise.experiments.adjusters import features_of
+from tailwise.experiments.strengths import strength_paths
+from tailwise.experiments.trained import Asked
+from tailwise.figures.report import report_record
 from tailwise.report.page import render_page
 
 GROUPS = ("many", "medium", "few", "all")

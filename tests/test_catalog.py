@@ -15,11 +15,13 @@ from tailwise import CosineClassifier, InputError, losses
 from tailwise.adjust import adjust_logits, class_means
 from tailwise.backbones import DigitsNet, ResNet32
 from tailwise.data import EpochBatches, mix
+from tailwise.experiments import experiment, measure, runs
+from tailwise.experiments.build_data import build_data
+from tailwise.experiments.second import second_classifier, try_second_stage
+from tailwise.experiments.watch import Silent
 from tailwise.methods import BilateralLoss, BilateralView, GlmcLoss, GlmcView
 from tailwise.methods.oltr import MetaEmbeddingClassifier, OltrLoss, OltrView
-from tailwise.recipes import experiment, measure, runs
 from tailwise.recipes.build import build_model
-from tailwise.recipes.build_data import build_data
 from tailwise.recipes.build_stages import (
     build_load,
     build_loss,
@@ -33,8 +35,6 @@ from tailwise.recipes.catalog import RECIPES, SUITES, find, with_second_stage
 from tailwise.recipes.methods import METHODS, adjusters_of
 from tailwise.recipes.overrides import override
 from tailwise.recipes.rivals import PUBLISHED_SETTING, RIVALS
-from tailwise.recipes.second import second_classifier, try_second_stage
-from tailwise.recipes.watch import Silent
 from tailwise.recognizer import LogitsAndFeatures, Recognizer
 from tailwise.train import fit
 

@@ -21,7 +21,10 @@ from tailwise.detect import Truth, average_precision, digit_scenes_lt, write_spl
 from tailwise.detect.backbones import resnet_fpn
 from tailwise.detect.loading import ExampleBatches, Examples, flipped, image_repeat_draw
 from tailwise.detect.lvis import lvis
-from tailwise.recipes import runs
+from tailwise.experiments import runs
+from tailwise.experiments.detection_experiment import measured, open_detector, train_detectors
+from tailwise.experiments.detection_runs import open_detection_run
+from tailwise.experiments.watch import Silent
 from tailwise.recipes.build_detection import (
     build_detection_load,
     build_detection_stage,
@@ -30,10 +33,7 @@ from tailwise.recipes.build_detection import (
     inference_of,
 )
 from tailwise.recipes.detection import DETECTION_RECIPES, find_detection
-from tailwise.recipes.detection_experiment import measured, open_detector, train_detectors
-from tailwise.recipes.detection_runs import open_detection_run
 from tailwise.recipes.overrides import override
-from tailwise.recipes.watch import Silent
 from tailwise.train import load_checkpoint
 
 TINY = [

@@ -19,10 +19,10 @@ from tailwise import export
 from tailwise.checks import InputError
 from tailwise.cli import main
 from tailwise.data import digits_lt
-from tailwise.recipes import measure, runs
-from tailwise.recipes.build_data import IN_MEMORY, build_data, images_of
+from tailwise.deployment.deployed import DeployedModel
+from tailwise.experiments import measure, runs
+from tailwise.experiments.build_data import IN_MEMORY, build_data, images_of
 from tailwise.recipes.catalog import RECIPES
-from tailwise.recipes.deployed import DeployedModel
 
 ALPHA = 1.5
 
@@ -136,7 +136,7 @@ numpy.save("logits.npy", torch.cat([model(images[:1]), model(images[1:])]).detac
 
 
 def test_safetensors_load_in_tailwise_and_on_the_hub(causal, images, capsys, tmp_path):
-    from tailwise.recipes.hub import HubModel
+    from tailwise.deployment.hub import HubModel
 
     out = tmp_path / "out"
     code, printed, _ = run(capsys, "export", causal, "--alpha", ALPHA, "--out", out, "--json")

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from figures_made import DIGITS, D, by_label, expect_line, head_to_tail, made_run
-from tailwise import ClassCounts, InputError, adjust
+from tailwise import ClassCounts, InputError, adjust, figures
 from tailwise.evaluate import expected_calibration_error, group_confusion, shot_accuracy
-from tailwise.recipes import figures, measure
-from tailwise.recipes.figures import Source, figure_data
-from tailwise.recipes.runs import Run
-from tailwise.recipes.trained import Asked, Trained
+from tailwise.experiments import measure
+from tailwise.experiments.runs import Run
+from tailwise.experiments.trained import Asked, Trained
+from tailwise.figures import Source, figure_data
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from figures_made import DIGITS, made_run
 from tailwise.counts import GROUPS
-from tailwise.recipes.figures import FIGURES, figure_data
+from tailwise.figures import FIGURES, figure_data
 from tailwise.report.figures import Line, Panel, PerClass, Region, Regions, Seen, Sights, draw, rendered, running_mean
 
 

@@ -9,10 +9,10 @@ import torch
 from tailwise import InputError, fold_tde
 from tailwise.adjust import grad_cam
 from tailwise.cli import main
-from tailwise.recipes import measure
-from tailwise.recipes.figures import Source, figure_data, grad_cam_panels
-from tailwise.recipes.runs import open_run
-from tailwise.recipes.trained import Asked
+from tailwise.experiments import measure
+from tailwise.experiments.runs import open_run
+from tailwise.experiments.trained import Asked
+from tailwise.figures import Source, figure_data, grad_cam_panels
 from tailwise.recognizer import Recognizer
 
 

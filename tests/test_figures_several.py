@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from figures_made import DIGITS, expect_line, made_run
-from tailwise import InputError
-from tailwise.recipes import figures
-from tailwise.recipes.figures import Source, figure_data
+from tailwise import InputError, figures
+from tailwise.figures import Source, figure_data
 
 
 @pytest.fixture(scope="module")

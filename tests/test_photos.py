@@ -14,14 +14,14 @@ from tailwise.cli import main
 from tailwise.data.benchmarks import LISTED
 from tailwise.data.listed import prepare_listed
 from tailwise.data.transforms import IMAGENET, INATURALIST, CentreView, RandomView
-from tailwise.recipes import experiment
+from tailwise.experiments import experiment
+from tailwise.experiments.build_data import build_data, images_of
+from tailwise.experiments.second import try_second_stage
+from tailwise.experiments.watch import Silent
 from tailwise.recipes.build import build_model
-from tailwise.recipes.build_data import build_data, images_of
 from tailwise.recipes.build_stages import build_augment, build_load, build_stages, build_view, trainable_modules
 from tailwise.recipes.catalog import RECIPES, find
 from tailwise.recipes.overrides import override
-from tailwise.recipes.second import try_second_stage
-from tailwise.recipes.watch import Silent
 from tailwise.train import load_checkpoint
 
 # a network and images that a CPU trains in a second; everything else is the recipe's

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 import tailwise
 from tailwise import InputError
 from tailwise.adjust import fit_crt, fit_lws, fit_ncm, fold_mean_direction, fold_tau_norm, learn_linear
-from tailwise.recipes.plain import METHODS, adjust_plain, read_plain
+from tailwise.own_features import METHODS, adjust_plain, read_plain
 from tailwise.train import load_checkpoint
 from test_cli import run
 

@@ -8,7 +8,7 @@ import pytest
 
 from tailwise.cli import main
 from tailwise.cli.plot import FIGURES as IN_HELP
-from tailwise.recipes.figures import FIGURES
+from tailwise.figures import FIGURES
 
 
 @pytest.fixture(scope="module")

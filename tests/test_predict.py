@@ -18,7 +18,7 @@ from tailwise.checks import InputError
 from tailwise.cli import main
 from tailwise.data import digits_lt
 from tailwise.data.files import read_image
-from tailwise.recipes import predict as predicting
+from tailwise.deployment import predict as predicting
 
 ALPHA = 1.5
 ROOT = Path(__file__).parents[1]

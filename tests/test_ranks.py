@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from tailwise.recipes import runs
+from tailwise.experiments import runs
 from tailwise.train import load_checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -157,8 +157,8 @@ def test_one_process_speaks_and_writes(pair):
 
 
 def test_predictions_of_two_processes_are_whole_and_in_order(pair):
-    from tailwise.recipes import measure
-    from tailwise.recipes.build_data import build_data
+    from tailwise.experiments import measure
+    from tailwise.experiments.build_data import build_data
 
     folder, _ = pair
     (seed,) = runs.open_run(folder).seeds

@@ -11,15 +11,15 @@ import tailwise
 from tailwise import InputError
 from tailwise.data import random_crop
 from tailwise.evaluate import Store, mean_per_class_accuracy
-from tailwise.recipes import experiment, measure, runs
+from tailwise.experiments import experiment, measure, runs
+from tailwise.experiments.build_data import build_data
+from tailwise.experiments.second import adjusted_path
+from tailwise.experiments.trained import Asked
+from tailwise.experiments.watch import Silent
 from tailwise.recipes.build import build_model
-from tailwise.recipes.build_data import build_data
 from tailwise.recipes.build_stages import average_momentum, build_load, build_stages
 from tailwise.recipes.catalog import RECIPES, find
 from tailwise.recipes.overrides import override
-from tailwise.recipes.second import adjusted_path
-from tailwise.recipes.trained import Asked
-from tailwise.recipes.watch import Silent
 from tailwise.train import fit, load_checkpoint
 
 

@@ -19,19 +19,21 @@ from tailwise.cli import main
 from tailwise.data.listed import prepare_listed
 from tailwise.detect.backbones import ResNetName
 from tailwise.evaluate import Store
-from tailwise.recipes import catalog, estimate, measure, plan, reproduce, runs, targets
+from tailwise.experiments import measure, runs
+from tailwise.experiments.build_data import build_data
+from tailwise.experiments.resume import OutOfTime
+from tailwise.experiments.watch import Silent
+from tailwise.recipes import catalog
 from tailwise.recipes.build_backbone import BACKBONES
-from tailwise.recipes.build_data import build_data
 from tailwise.recipes.catalog import RECIPES
 from tailwise.recipes.detection import DetectionRecipe
-from tailwise.recipes.evidence import begun_below, compared, first_stage, of_another_benchmark, run_of, verdict
 from tailwise.recipes.overrides import override
-from tailwise.recipes.plan import Job, Request
 from tailwise.recipes.published import _table, published_tables
-from tailwise.recipes.resume import OutOfTime
-from tailwise.recipes.targets import TABLES, Target, selected, targets_of
-from tailwise.recipes.watch import Silent
 from tailwise.report.reproduction import markdown, span
+from tailwise.reproduction import estimate, plan, reproduce, targets
+from tailwise.reproduction.evidence import begun_below, compared, first_stage, of_another_benchmark, run_of, verdict
+from tailwise.reproduction.plan import Job, Request
+from tailwise.reproduction.targets import TABLES, Target, selected, targets_of
 
 SHORT = ["stages.0.epochs=1", "second.crt.stage.epochs=1", "second.lws.stage.epochs=1", "compute.threads=1"]
 

@@ -7,13 +7,13 @@ import pytest
 from tailwise import InputError
 from tailwise.cli import main
 from tailwise.detect import digit_scenes_lt, write_split
-from tailwise.recipes import estimate
 from tailwise.recipes.detection import DETECTION_RECIPES
-from tailwise.recipes.evidence import first_stage, of_another_benchmark
 from tailwise.recipes.overrides import override
-from tailwise.recipes.plan import Request, changes, plan
-from tailwise.recipes.targets import targets_of
 from tailwise.report.reproduction import markdown
+from tailwise.reproduction import estimate
+from tailwise.reproduction.evidence import first_stage, of_another_benchmark
+from tailwise.reproduction.plan import Request, changes, plan
+from tailwise.reproduction.targets import targets_of
 
 SMALL = [
     "detector.backbone=small-fpn",

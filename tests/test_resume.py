@@ -15,7 +15,7 @@ import torch
 
 from tailwise import InputError, Stage, fit
 from tailwise.classifiers import CausalClassifier
-from tailwise.recipes import experiment, runs
+from tailwise.experiments import experiment, runs
 from tailwise.recipes.catalog import find
 from tailwise.recipes.overrides import override
 from tailwise.sampling import EpochSampler, instance_draw

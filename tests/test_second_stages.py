@@ -12,16 +12,16 @@ import torch
 from tailwise import ClassCounts, InputError
 from tailwise.classifiers import CausalClassifier, CosineClassifier, LinearClassifier
 from tailwise.data import LongTailedData
-from tailwise.recipes import experiment, measure, runs
+from tailwise.experiments import experiment, measure, runs
+from tailwise.experiments.build_data import build_data
+from tailwise.experiments.second import train_second_stage, unwatched
+from tailwise.experiments.trained import Asked
+from tailwise.experiments.watch import Silent
 from tailwise.recipes.build import build_model, build_second_classifier
-from tailwise.recipes.build_data import build_data
 from tailwise.recipes.build_stages import build_sampler
 from tailwise.recipes.catalog import RECIPES, SUITES, find, second_stage, with_second_stage
 from tailwise.recipes.overrides import override, override_after_training
 from tailwise.recipes.schema import CosineSettings, LinearSettings, MlpSettings, ScaledSettings
-from tailwise.recipes.second import train_second_stage, unwatched
-from tailwise.recipes.trained import Asked
-from tailwise.recipes.watch import Silent
 from tailwise.train import load_checkpoint
 
 SECOND = ["crt", "lws", "crt-stored", "lws-stored", "crt-mlp", "crt-cosine"]

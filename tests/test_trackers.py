@@ -10,10 +10,10 @@ import pytest
 
 from tailwise import InputError
 from tailwise.cli import main
-from tailwise.recipes import experiment, runs
+from tailwise.experiments import experiment, runs
+from tailwise.experiments.watch import Silent, Together
 from tailwise.recipes.catalog import find
 from tailwise.recipes.overrides import override
-from tailwise.recipes.watch import Silent, Together
 from tailwise.report.trackers import PARAMS_AT_ONCE, Mlflow, scalars, summary, trackers
 from tailwise.train import load_checkpoint
 
@@ -267,7 +267,7 @@ def test_what_is_stopped_after_its_last_epoch_keeps_it(tmp_path, monkeypatch):
         raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr("tailwise.recipes.trained.Trained.row", fail)
+        patch.setattr("tailwise.experiments.trained.Trained.row", fail)
         with pytest.raises(StopError):
             train(tmp_path / "a", ["tensorboard"])
     earlier(tmp_path / "a/tensorboard/seed-0")

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
         LinearClassifier,
     )
     from tailwise.counts import ClassCounts
+    from tailwise.deployment.deployed import load_deployed
     from tailwise.evaluate import Store
-    from tailwise.recipes.deployed import load_deployed
-    from tailwise.recipes.measure import load_model
-    from tailwise.recipes.report import compare
+    from tailwise.experiments.measure import load_model
+    from tailwise.figures.report import compare
     from tailwise.train import Stage, fit
 
 _HOME = {
@@ -51,7 +51,7 @@ _HOME = {
     "adjust_logits": "tailwise.adjust",
     "attach": "tailwise.attachment",
     "background_exempted": "tailwise.adjust",
-    "compare": "tailwise.recipes.report",
+    "compare": "tailwise.figures.report",
     "counterfactual_tde": "tailwise.adjust",
     "detach_adjusted": "tailwise.attachment",
     "fit": "tailwise.train",
@@ -62,8 +62,8 @@ _HOME = {
     "fold_logit_adjustment": "tailwise.adjust",
     "fold_tau_norm": "tailwise.adjust",
     "fold_tde": "tailwise.adjust",
-    "load_deployed": "tailwise.recipes.deployed",
-    "load_model": "tailwise.recipes.measure",
+    "load_deployed": "tailwise.deployment.deployed",
+    "load_model": "tailwise.experiments.measure",
     "tde": "tailwise.adjust",
     "tde_components": "tailwise.adjust",
     "tde_logits": "tailwise.adjust",

@@ -1,6 +1,6 @@
 """Stages on stored features: train the classifier, or re-train or re-scale it, class-balanced (Kang et al. 2020).
 
-The paper trains second stages on augmented images, which `tailwise.recipes` does. Here the features of the training
+The paper trains second stages on augmented images, which `tailwise.experiments` does. Here the features of the training
 images, computed once, take their place: the same loop, sampler and settings, in minutes on a CPU.
 """
 

@@ -1,4 +1,4 @@
-"""The command `tailwise`: a file per verb. What they do is in `recipes`, how it looks in `report`."""
+"""The command `tailwise`: a file per verb, no logic; docs/architecture.md says where what they do is done."""
 
 import os
 import sys

@@ -48,10 +48,10 @@ def adjust(
     if run is None:
         raise checks.InputError("adjust: expected a run folder, or --weights, --features and --labels, got neither")
     strengths = strength_of("alpha", alpha, ("auto",)), strength_of("power", power, POWERS)
+    from tailwise.experiments.runs import open_run
     from tailwise.recipes.catalog import with_second_stage
     from tailwise.recipes.methods import asked_rows, checked_adjuster
     from tailwise.recipes.overrides import override_after_training
-    from tailwise.recipes.runs import open_run
 
     opened = open_run(run)
     kind = opened.recipe.classifier.name
@@ -60,10 +60,10 @@ def adjust(
     asked_metric = [f"metric={metric}"] if metric else []  # a second stage's epoch is chosen by it, too
     recipe = override_after_training(with_second_stage(opened.recipe, chosen), chosen, [*settings, *asked_metric])
 
-    from tailwise.recipes import measure
-    from tailwise.recipes.second import epochs_on_images
-    from tailwise.recipes.trained import Asked
-    from tailwise.recipes.watch import Together
+    from tailwise.experiments import measure
+    from tailwise.experiments.second import epochs_on_images
+    from tailwise.experiments.trained import Asked
+    from tailwise.experiments.watch import Together
     from tailwise.report.progress import watching
     from tailwise.report.summary import combined
     from tailwise.report.trackers import trackers
@@ -105,7 +105,7 @@ def _adjust_plain(
     strength = strength_of("alpha", alpha, ()) if alpha is not None else strength_of("power", power, ())
     if val_features and method not in (None, "auto"):
         raise checks.InputError(f"val-features: expected --method auto, which chooses on them, got {method}")
-    from tailwise.recipes.plain import adjust_plain, read_plain, write_plain
+    from tailwise.own_features import adjust_plain, read_plain, write_plain
 
     model = read_plain(weights, features, labels, val_features, val_labels)
     result = adjust_plain(model, method or "auto", strength=strength)

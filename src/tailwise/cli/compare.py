@@ -15,6 +15,6 @@ def compare(
     json: Json = False,
 ) -> None:
     """Put runs side by side; differences are paired over the seeds that share a subset."""
-    from tailwise.recipes import report
+    from tailwise.figures import report
 
     show(report.compare(*run_folders).record, json, metrics=metrics)

@@ -96,7 +96,7 @@ def audit(
 
     Nothing is written but the figure that --out asks for, which needs matplotlib: pip install 'tailwise[plots]'.
     """
-    from tailwise.recipes import audits
+    from tailwise.figures import audits
     from tailwise.report.data import print_audit
     from tailwise.report.progress import counting
 

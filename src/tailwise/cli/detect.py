@@ -39,8 +39,8 @@ def detect(
     checks.number("min_score", min_score, at_least=0, below=1)
     checks.whole("limit", limit)
 
-    from tailwise.recipes.detection_predict import found_in, found_in_all
-    from tailwise.recipes.detection_runs import open_detection_run
+    from tailwise.deployment.detection_predict import found_in, found_in_all
+    from tailwise.experiments.detection_runs import open_detection_run
     from tailwise.report.drawing import draw_detections, save_png
 
     opened = open_detection_run(run).seed(seed)

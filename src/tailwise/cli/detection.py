@@ -19,7 +19,7 @@ def train_detection(name: str, settings: Sequence[str], *, json: bool, **how: An
 
     chosen = override(find_detection(name), settings)
 
-    from tailwise.recipes.detection_experiment import train_detectors
+    from tailwise.experiments.detection_experiment import train_detectors
     from tailwise.report.detection import combined_precision
 
     done = train_into_folder(train_detectors, chosen, name, json=json, **how)
@@ -50,15 +50,15 @@ def evaluate_detection(
     json: bool,
 ) -> None:
     """Measure a trained detector again; the terms are those of `evaluate`."""
-    from tailwise.recipes.detection_runs import open_detection_run
+    from tailwise.experiments.detection_runs import open_detection_run
 
     opened = open_detection_run(run)
     if method is not None:
         checks.choice("method", method, opened.recipe.rows)
     rows = opened.recipe.rows if method is None else (method,)
 
+    from tailwise.experiments.detection_experiment import measured_again
     from tailwise.recipes.build_detection import inference_of
-    from tailwise.recipes.detection_experiment import measured_again
     from tailwise.report.detection import combined_precision
 
     if alpha is not None and all(inference_of(opened.recipe, row).alpha is None for row in rows):

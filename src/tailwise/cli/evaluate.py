@@ -41,7 +41,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a trained run again, at any alpha or norm power, from its stored features; a detector from its images."""
-    from tailwise.recipes.detection_runs import is_detection
+    from tailwise.experiments.detection_runs import is_detection
     from tailwise.recipes.methods import METHODS, asked_rows
 
     if is_detection(run):
@@ -58,7 +58,7 @@ def evaluate(
     if method is not None:
         checks.choice("method", method, METHODS)
     strengths = strength_of("alpha", alpha, ("auto",)), strength_of("power", power, POWERS)
-    from tailwise.recipes.runs import open_run
+    from tailwise.experiments.runs import open_run
 
     opened = open_run(run)
     kind = opened.recipe.classifier.name
@@ -66,8 +66,8 @@ def evaluate(
     if metric and not any(METHODS[row].adjust in ("tde", "tau-norm") for row in rows):
         raise checks.InputError(f"metric: expected a method whose strength is chosen, got {', '.join(rows)}")
 
-    from tailwise.recipes import measure
-    from tailwise.recipes.trained import Asked
+    from tailwise.experiments import measure
+    from tailwise.experiments.trained import Asked
     from tailwise.report.summary import combined
 
     asked = Asked(*strengths, metric)

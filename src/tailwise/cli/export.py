@@ -26,8 +26,8 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a run's adjusted model as one file of plain tensors, with a model card: from images as bytes to logits."""
+    from tailwise.experiments.runs import open_run
     from tailwise.recipes.methods import deployed_method
-    from tailwise.recipes.runs import open_run
 
     strengths = strength_of("alpha", alpha, ("auto",)), strength_of("power", power, POWERS)
     opened = open_run(run)
@@ -35,8 +35,9 @@ def export(
     chosen = deployed_method(opened.rows, opened.recipe.classifier.name, method, **given)
     folder = opened.seed(seed)
 
-    from tailwise.recipes import deploy, measure
-    from tailwise.recipes.trained import Asked
+    from tailwise.deployment import deploy
+    from tailwise.experiments import measure
+    from tailwise.experiments.trained import Asked
 
     with warnings_as_notes():
         wrote = deploy.export(measure.open_trained(folder, data_dir), chosen, Asked(*strengths), format, out)

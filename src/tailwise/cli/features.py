@@ -29,7 +29,7 @@ def features(
 
     recipe = override(find(f"{name}/joint"), ["backbone.pretrained=true", *settings])[0]
 
-    from tailwise.recipes.features import write_features
+    from tailwise.experiments.features import write_features
 
     with warnings_as_notes():
         written = write_features(recipe, out, data_dir, device)

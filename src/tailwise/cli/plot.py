@@ -61,9 +61,10 @@ def plot(
     from tailwise.report.figures import need_matplotlib
 
     need_matplotlib()
-    from tailwise.recipes import figures, measure
-    from tailwise.recipes.runs import open_runs
-    from tailwise.recipes.trained import Asked
+    from tailwise import figures
+    from tailwise.experiments import measure
+    from tailwise.experiments.runs import open_runs
+    from tailwise.experiments.trained import Asked
 
     if out is not None:
         figures.check_ending(out)

@@ -31,8 +31,8 @@ def predict(
     """
     if not paths:
         raise checks.InputError("paths: expected at least one image, folder or file of features, got none")
+    from tailwise.experiments.runs import open_run, write_text
     from tailwise.recipes.methods import deployed_method
-    from tailwise.recipes.runs import open_run, write_text
 
     strengths = strength_of("alpha", alpha, ("auto",)), strength_of("power", power, POWERS)
     opened = open_run(run)
@@ -40,9 +40,9 @@ def predict(
     chosen = deployed_method(opened.rows, opened.recipe.classifier.name, method, **given)
     folder = opened.seed(seed)
 
-    from tailwise.recipes import measure
-    from tailwise.recipes.predict import Failures, predictions
-    from tailwise.recipes.trained import Asked
+    from tailwise.deployment.predict import Failures, predictions
+    from tailwise.experiments import measure
+    from tailwise.experiments.trained import Asked
     from tailwise.report.predictions import csv_lines, json_lines
 
     failures = Failures()

@@ -27,10 +27,10 @@ def report(
         raise checks.InputError("report: expected at least one run folder, got none")
     if out.suffix.lower() not in (".html", ".htm"):
         raise checks.InputError(f"out: expected a name that ends in .html, got {out}")
-    from tailwise.recipes import measure
-    from tailwise.recipes.figures import Source
-    from tailwise.recipes.report import write_report
-    from tailwise.recipes.runs import open_runs
+    from tailwise.experiments import measure
+    from tailwise.experiments.runs import open_runs
+    from tailwise.figures import Source
+    from tailwise.figures.report import write_report
 
     opened = [run for folder in run_folders for run in open_runs(folder)]
     sources = [Source(run, lambda seed: measure.open_trained(seed, data_dir, device=device)) for run in opened]

@@ -42,7 +42,7 @@ def reproduce(
     json: Json = False,
 ) -> None:
     """Train what a table of the papers needs, and print its numbers beside ours."""
-    from tailwise.recipes.targets import TABLES, about
+    from tailwise.reproduction.targets import TABLES, about
 
     if table is None:
         if json:
@@ -62,11 +62,11 @@ def reproduce(
             "and reproduce finds what is there"
         )
 
-    from tailwise.recipes.estimate import seconds_of
-    from tailwise.recipes.plan import Request, plan, plan_record
-    from tailwise.recipes.reproduce import Recorded, work
     from tailwise.report.progress import watching
     from tailwise.report.reproduction import print_plan, print_reproduction
+    from tailwise.reproduction.estimate import seconds_of
+    from tailwise.reproduction.plan import Request, plan, plan_record
+    from tailwise.reproduction.reproduce import Recorded, work
 
     seconds = None if budget is None else seconds_of(budget)
     asked = Request(

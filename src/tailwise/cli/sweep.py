@@ -22,15 +22,15 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Accuracy by group at every alpha (Tang et al., Fig. 4) or norm power (Kang et al., Fig. 2); stores the curve."""
+    from tailwise.experiments.runs import open_run
     from tailwise.recipes.methods import checked_adjuster, sweepable
-    from tailwise.recipes.runs import open_run
 
     opened = open_run(run)
     kind = opened.recipe.classifier.name
     chosen = checked_adjuster(kind, method or sweepable(kind))
 
-    from tailwise.recipes import measure
-    from tailwise.recipes.trained import Asked
+    from tailwise.experiments import measure
+    from tailwise.experiments.trained import Asked
     from tailwise.report.summary import swept
     from tailwise.report.table import print_sweep
 

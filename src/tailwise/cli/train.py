@@ -59,7 +59,7 @@ def train(
         return
     chosen = override(find(name), [*settings, *([f"protocol={protocol}"] if protocol else [])])
 
-    from tailwise.recipes import experiment
+    from tailwise.experiments import experiment
     from tailwise.report.summary import combined
 
     done = train_into_folder(experiment.train, chosen, name, **how)

@@ -24,14 +24,14 @@ def train_into_folder(
     track: Sequence[Any],
     json: bool,
 ) -> tuple[list[Any], Path] | None:
-    """The trained runs and their folder, by `train`, a function of `recipes`; None in all processes but the first.
+    """The trained runs and their folder, by `train`, a function of `experiments`; None in all processes but the first.
 
     The other terms are those of the command `train`.
     """
     numbers = range(checks.whole("seeds", chosen[0].seeds if seeds is None else seeds))
     from tailwise import ranks
-    from tailwise.recipes import runs
-    from tailwise.recipes.watch import Together
+    from tailwise.experiments import runs
+    from tailwise.experiments.watch import Together
     from tailwise.report.progress import watching
     from tailwise.report.trackers import trackers
 

@@ -1,1 +1,1 @@
-"""Named experiments: settings, what builds them, what runs them, and the folders they leave."""
+"""Named recipes: every setting of an experiment, and the objects that are made of settings."""

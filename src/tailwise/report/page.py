@@ -46,7 +46,7 @@ class Results:
 
 
 def render_page(record: dict[str, Any], panels: Panels = ()) -> str:
-    """The page of a record of `recipes.report`.
+    """The page of a record of `figures.report`.
 
     Args:
         record: what it shows.

@@ -31,7 +31,7 @@ PASS = (
 
 
 def print_reproduction(console: Console, record: Mapping[str, Any]) -> None:
-    """The table of a record of `recipes.reproduce`: printed, ours, seeds, difference and verdict; notes below."""
+    """The table of a record of `reproduction.reproduce`: printed, ours, seeds, difference and verdict; notes below."""
     _say(console, f"{record['about']}")
     subset = "" if record["subset_seed"] is None else f", subset seed {record['subset_seed']}"
     lines = record["lines"]

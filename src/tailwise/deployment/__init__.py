@@ -1,0 +1,1 @@
+"""Trained and adjusted models on new images."""

@@ -1,0 +1,104 @@
+"""From a trained run to what is deployed: the adjusted model in plain tensors, and the folder it is written to."""
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tailwise import checks
+from tailwise.adjust import fold_linear, fold_tde
+from tailwise.backbones import FrozenNet
+from tailwise.classifiers import FoldedClassifier, LinearClassifier, MlpClassifier, NormalizedClassifier
+from tailwise.deployment.deployed import CONFIG, WEIGHTS, DeployedModel
+from tailwise.experiments import runs
+from tailwise.experiments.adjusters import adjusted
+from tailwise.experiments.build_data import images_of
+from tailwise.experiments.rows import Row
+from tailwise.experiments.second import adjusted_path, load_adjusted
+from tailwise.experiments.trained import AS_IT_IS, Asked, Trained
+from tailwise.export import model_card, new_folder, write_onnx, write_program, write_weights
+from tailwise.recipes.methods import METHODS
+from tailwise.recognizer import Recognizer
+from tailwise.train import load_state
+
+Format = Literal["onnx", "torch-export", "safetensors"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def adjusted_model(trained: Trained, method: str, asked: Asked = AS_IT_IS) -> tuple[Recognizer, Row]:
+    """The model of a method, its classifier in plain tensors, and its row: the one that is kept, else made anew.
+
+    Raises:
+        InputError: a second stage that was not trained; what the method needs is not there.
+    """
+    row = trained.row(method, asked)
+    adjust, backbone, own = METHODS[method].adjust, trained.model.backbone, trained.model.classifier
+    if adjust is None:
+        assert isinstance(own, LinearClassifier | NormalizedClassifier)
+        plain = fold_linear(own) if isinstance(own, LinearClassifier) else fold_tde(own, 0.0)
+        return Recognizer(backbone, plain).eval(), row
+    if adjust == "second-stage" or (asked == AS_IT_IS and trained.has(method)):
+        return load_adjusted(adjusted_path(trained.folder, method), trained.model, trained.digest).model, row
+    made = adjusted(method, own, trained.stores, trained.choice(asked))
+    return Recognizer(backbone, made.classifier).eval(), row
+
+
+def deployed(trained: Trained, model: Recognizer) -> DeployedModel:
+    """A model of this run as it is deployed, with the run's normalization and class names, in eval mode."""
+    shape, normalize, _ = images_of(trained.recipe)
+    classifier = model.classifier
+    kind: dict[str, Any]
+    if isinstance(classifier, MlpClassifier):
+        kind = {"mlp": {"num_layers": len(classifier.hidden) // 2 + 1, "hidden_features": classifier.weight.shape[1]}}
+    elif not isinstance(classifier, FoldedClassifier):
+        raise checks.InputError(
+            f"method: expected one that is a matrix or layers of them, got a {type(classifier).__name__}"
+        )
+    else:
+        there = {name: getattr(classifier, name) is not None for name in ("bias", "center")}
+        kind = {"num_heads": classifier.num_heads, "norm": classifier.norm, **there}
+    whole = DeployedModel(
+        backbone=trained.recipe.backbone.name,
+        class_names=trained.about["class_names"],
+        image_shape=shape,
+        scale=normalize.scale,
+        mean=normalize.mean,
+        std=normalize.std,
+        **kind,
+    )
+    backbone = model.backbone.net if isinstance(model.backbone, FrozenNet) else model.backbone
+    load_state(whole.backbone, backbone.state_dict())
+    load_state(whole.classifier, classifier.state_dict())
+    return whole.eval()
+
+
+def export(trained: Trained, method: str, asked: Asked, kind: str, out: Path | None) -> Path:
+    """Write a method's model, config.json and a model card (README.md) to a new folder, whole or not at all.
+
+    Args:
+        trained: one seed's model.
+        method: its id.
+        asked: a strength, or what to choose one by.
+        kind: one of `FORMATS`.
+        out: the folder; None for exported/METHOD-FORMAT in the seed's.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: a folder that holds something; what the method or the format needs is not there.
+    """
+    checks.choice("format", kind, FORMATS)
+    path = out or trained.folder / "exported" / f"{method}-{kind}"
+    with new_folder(path) as folder:
+        recognizer, row = adjusted_model(trained, method, asked)
+        model = deployed(trained, recognizer)
+        shape = model.config["image_shape"]
+        if kind == "onnx":
+            write_onnx(model, folder / "model.onnx", shape)
+        elif kind == "torch-export":
+            write_program(model, folder / "model.pt2", shape)
+        else:
+            write_weights(model, folder / WEIGHTS)
+        runs.write_json(folder / CONFIG, model.config)
+        settings = runs.flat(trained.recipe.recorded())
+        runs.write_text(folder / "README.md", model_card(trained.about, row, method, settings))
+    return path

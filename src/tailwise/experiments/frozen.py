@@ -1,0 +1,99 @@
+"""Data as the features that a frozen backbone gives: computed once, kept beside the images."""
+
+import hashlib
+import importlib.metadata
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tailwise import checks, ranks
+from tailwise.data import LongTailedData, Split, ids_hash
+from tailwise.evaluate import NoClassifier, Store
+from tailwise.experiments.stores import predict_split
+from tailwise.recipes.build_backbone import build_backbone
+from tailwise.recipes.schema import BackboneSettings
+from tailwise.recognizer import Recognizer
+
+PARTS = ("train", "val", "test")
+
+
+def as_features(
+    data: LongTailedData, backbone: BackboneSettings, kept: Path | None, *, size: int | None, device: torch.device
+) -> LongTailedData:
+    """The data with features in the place of images; what has been computed before is read.
+
+    Args:
+        data: with images.
+        backbone: a pretrained one.
+        kept: the folder that stores of features are kept in; None keeps none.
+        size: of the images, H = W, if the backbone is to know it.
+        device: where to compute.
+
+    Raises:
+        InputError: a backbone that cannot be had, an image that cannot be read, a folder that cannot be written.
+    """
+    stores = features(data, backbone, kept, size=size, device=device)
+    splits = {part: _split(store) for part, store in stores.items()}
+    return replace(
+        data, train=splits["train"], val=splits.get("val"), test=splits["test"], normalize=_as_it_is, view=None
+    )
+
+
+def features(
+    data: LongTailedData, backbone: BackboneSettings, kept: Path | None, *, size: int | None, device: torch.device
+) -> dict[str, Store]:
+    """A store of each split, without logits; arguments and errors as in `as_features`."""
+    splits = {part: getattr(data, part) for part in PARTS if getattr(data, part) is not None}
+    weights = _weights(backbone)
+    make = partial(build_backbone, backbone.model_copy(update={"frozen": False}), size=size)
+    model: Recognizer | None = None
+    stores: dict[str, Store] = {}
+    for part, split in splits.items():
+        key = "|".join((weights, repr(data.view), repr(data.normalize), ids_hash(split.ids)))
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        folder = None if kept is None else kept / f"features-{digest[:16]}"
+        there = ranks.agree(folder is not None and folder.is_dir())
+        if not there:
+            model = model or Recognizer(make(), NoClassifier())
+            made = predict_split(model, data.to(device), part, digest)
+            if folder is None:
+                stores[part] = made
+                continue
+            if ranks.is_main():
+                made.save(folder)
+            ranks.wait()
+        assert folder is not None
+        stores[part] = Store.load(folder, digest)
+    return stores
+
+
+def _weights(backbone: BackboneSettings) -> str:
+    """What tells these weights from others: the library's by its name for them, a file's by what is in it."""
+    if isinstance(backbone.pretrained, str):
+        try:
+            with open(backbone.pretrained, "rb") as file:
+                return f"{backbone.name}|{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        except OSError as error:
+            raise checks.InputError(
+                f"backbone.pretrained: {backbone.pretrained} is not readable ({error.strerror})"
+            ) from error
+    libraries = []
+    for library in ("torchvision", "timm", "transformers"):
+        try:
+            libraries.append(f"{library} {importlib.metadata.version(library)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return f"{backbone.name}|{', '.join(libraries)}"
+
+
+def _split(store: Store) -> Split:
+    labels = torch.from_numpy(np.array(store.labels))
+    return Split(torch.from_numpy(np.array(store.features)), labels, np.array(store.ids))
+
+
+def _as_it_is(features: Tensor) -> Tensor:
+    return features
