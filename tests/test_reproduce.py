@@ -281,7 +281,8 @@ def test_what_is_done_next(tmp_path):
     assert reproduce.next_job(jobs, 5.0, worked=True) is begun  # goes on, whatever is left
     assert reproduce.next_job([long, short], 5.0, worked=True) is None
     assert reproduce.next_job([long, short], 5.0, worked=False) is long  # or a small budget would never do anything
-    assert reproduce.next_job(jobs, 0.0, worked=False) is None
+    assert reproduce.next_job([long, short], -5.0, worked=False) is long  # when the plan alone took the budget
+    assert reproduce.next_job(jobs, 0.0, worked=True) is None
 
 
 def test_the_papers_own_rows_come_first(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """`tailwise reproduce`."""
 
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -68,7 +69,7 @@ def reproduce(
     from tailwise.reproduction.plan import Request, plan, plan_record
     from tailwise.reproduction.reproduce import Recorded, work
 
-    seconds = None if budget is None else seconds_of(budget)
+    until = None if budget is None else time.monotonic() + seconds_of(budget)  # planning times steps, too
     asked = Request(
         table=table,
         out=out,
@@ -93,7 +94,7 @@ def reproduce(
             return
         recorded = Recorded(made, record)
         with watching(notes) as shown:
-            went_wrong = work(made, shown, seconds, recorded.write)
+            went_wrong = work(made, shown, None if until is None else until - time.monotonic(), recorded.write)
         result = recorded.write()
     if json:
         print_json(result)

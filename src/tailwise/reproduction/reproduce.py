@@ -76,7 +76,7 @@ def next_job(left: Sequence[Job], seconds: float | None, *, worked: bool) -> Job
     """The job to do next; seconds: what is left of the budget, None for no end."""
     if seconds is None:
         return left[0]
-    if seconds <= 0:
+    if worked and seconds <= 0:
         return None
     for job in left:
         if job.begun or (job.seconds is not None and job.seconds <= seconds):
