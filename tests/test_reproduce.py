@@ -1,11 +1,9 @@
-"""`tailwise reproduce`: what stands for a printed number, what is planned, trained, resumed, compared and recorded."""
+"""`tailwise reproduce`, end to end: what is planned, trained, resumed, compared and recorded."""
 
 import importlib.util
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,26 +12,21 @@ import torch
 from jpeg_trees import TRAIN, benchmark_tree
 from tailwise import InputError
 from tailwise.adjust import tde
-from tailwise.backbones import RESNETS
 from tailwise.cli import main
 from tailwise.data.listed import prepare_listed
-from tailwise.detect.backbones import ResNetName
 from tailwise.evaluate import Store
 from tailwise.experiments import measure, runs
-from tailwise.experiments.build_data import build_data
 from tailwise.experiments.resume import OutOfTime
 from tailwise.experiments.watch import Silent
 from tailwise.recipes import catalog
-from tailwise.recipes.build_backbone import BACKBONES
 from tailwise.recipes.catalog import RECIPES
-from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.overrides import override
-from tailwise.recipes.published import _table, published_tables
-from tailwise.report.reproduction import markdown, span
+from tailwise.recipes.published import _table
+from tailwise.report.reproduction import markdown
 from tailwise.reproduction import estimate, plan, reproduce, targets
-from tailwise.reproduction.evidence import begun_below, compared, first_stage, of_another_benchmark, run_of, verdict
-from tailwise.reproduction.plan import Job, Request
-from tailwise.reproduction.targets import TABLES, Target, selected, targets_of
+from tailwise.reproduction.evidence import begun_below, first_stage, run_of
+from tailwise.reproduction.plan import Request
+from tailwise.reproduction.targets import TABLES
 
 SHORT = ["stages.0.epochs=1", "second.crt.stage.epochs=1", "second.lws.stage.epochs=1", "compute.threads=1"]
 
@@ -50,291 +43,6 @@ def command(capsys, *arguments):
         main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     return stopped.value.code or 0, out, err
-
-
-# ---- which recipe and row stand for a number
-
-
-def test_every_number_of_table_3_has_its_recipe():
-    """The printed rows in the setting they are quoted from, at their ratio; plain cross-entropy beside them."""
-    found = targets_of("tang-3")
-    printed = [target for target in found if target.printed is not None and target.row != "Plain cross-entropy"]
-    assert len(printed) == 42
-    for target in found:
-        recipe, (data, _, ratio) = target.recipe, target.section.rpartition("-")
-        assert (recipe.data.name, recipe.data.imbalance_ratio) == (data, float(ratio))
-        assert target.method in recipe.methods
-        batch, rate, decay = (128, 0.1, 2e-4) if target.setting == "BBN" else (256, 0.2, 5e-4)
-        stage = recipe.stages[0]
-        assert (stage.batch_size, stage.learning_rate, stage.weight_decay) == (batch, rate, decay)
-        branches = target.setting == "Tang" or target.method == "bbn"
-        assert recipe.backbone.name == ("resnet32-two-branch" if branches else "resnet32")
-    assert {target.setting for target in printed if target.quoted} == {"BBN"}
-    assert {target.setting for target in printed if not target.quoted} == {"Tang"}
-    plain = [target for target in found if target.row == "Plain cross-entropy" and target.asked]
-    assert [target.printed for target in plain] == [38.06, None, 56.73, 71.25, None, 86.74]
-    assert plain[0].spread == 1.03
-    ours = [target for target in found if not target.asked and target.row.startswith("Plain")]
-    assert {(target.row, target.recipe.classifier.bias) for target in ours} == {
-        ("Plain cross-entropy", False),
-        ("Plain cross-entropy, with bias", True),
-    }
-    in_both = {(target.section, target.method) for target in found if not target.asked and target not in ours}
-    assert in_both == {(target.section, target.method) for target in printed if target.quoted}
-
-
-def test_every_printed_row_names_a_recipe_that_reports_it():
-    for name in TABLES:
-        for target in targets_of(name):
-            assert (target.recipe is None) == (target.lacks is not None)
-            if isinstance(target.recipe, DetectionRecipe):
-                assert target.method in target.recipe.rows
-            elif target.recipe:
-                assert target.method in target.recipe.methods
-    without = {cell.row for table in published_tables() if table.number for cell in table.cells if not cell.recipe}
-    assert without == {"OLTR*"}
-    assert {target.lacks for target in targets_of("kang-1")} == {None}
-    sampled = next(table for table in published_tables() if (table.paper, table.number) == (targets.KANG, 5))
-    for cell in sampled.cells:
-        assert cell.recipe
-        assert RECIPES[cell.recipe].stages[0].sampler == (cell.sampler or "instance")
-
-
-def test_every_printed_network_is_built():
-    for table in published_tables():
-        for cell in table.cells if table.number else ():
-            if cell.data.startswith("lvis"):
-                assert cell.network in get_args(ResNetName)
-            else:
-                assert cell.network in {*BACKBONES, *RESNETS}
-
-
-def test_what_a_cell_changes_in_its_recipe():
-    cell = next(row[0] for table in published_tables() for row in table.rows if row[0].num_heads == 4)
-    like = {"data": "cifar100-lt", "backbone": "two-branch ResNet-32", "recipe": "cifar100-lt/tde", "split": "test"}
-    given = {**like, "epochs": 120, "method": "tde", "alpha": 2.5}
-    target = targets._target(cell.model_copy(update=given), epochs=False)
-    assert (target.recipe.classifier.num_heads, target.recipe.stages[0].epochs, target.alpha) == (4, 120, 2.5)
-    other = targets._target(cell.model_copy(update={**given, "tau": 8.0, "gamma": 0.5}), epochs=False).recipe
-    assert (other.classifier.tau, other.classifier.gamma) == (8, 0.5)
-    larger = targets_of("tang-8")[-1].recipe
-    assert (larger.backbone.name, larger.stages[0].epochs) == ("resnext101-32x4d", 120)
-    assert (larger.classifier.num_heads, larger.classifier.gamma) == (4, 1 / 64)
-    of_theirs = targets_of("kang-2", ["compute.threads=1"])
-    assert {(target.row, target.lacks) for target in of_theirs if target.lacks} == {
-        ("OLTR*", "no recipe: the code of Liu et al.")
-    }
-    assert {target.row for target in of_theirs if target.setting == "own"} >= {"Focal Loss†", "OLTR†"}
-    networks = {
-        (target.section.rpartition(" ")[2], target.recipe.backbone.name) for target in of_theirs if target.recipe
-    }
-    focal = next(target.recipe for target in targets_of("tang-2") if target.method == "focal")
-    assert (focal.stages[0].loss.detach, focal.classifier.bias) == (True, False)
-    expected = {"ResNet-10": "resnet10", "ResNeXt-50-32x4d": "resnext50-32x4d", "ResNeXt-152-32x4d": "resnext152-32x4d"}
-    assert networks == set(expected.items())
-    assert targets._target(cell.model_copy(update={**given, "alpha": 1.5}), epochs=False).alpha is None
-    assert target.under == "paper"
-    on_val = targets._target(cell.model_copy(update={**given, "alpha": 1.5, "split": "val"}), epochs=False)
-    assert (on_val.under, on_val.alpha) == ("clean", 1.5)  # clean would choose another
-    assert {(target.under, target.lacks) for target in targets_of("tang-6")} == {("clean", None)}
-    assert {target.under for target in targets_of("kang-7")} == {"paper"}  # whose val is its test
-
-
-def test_rows_by_name():
-    found = targets_of("tang-3")
-    assert {target.asked for target in selected(found, ())} == {True}
-    by = {
-        "tde": 6,
-        "cifar100-lt-50/tde": 1,
-        "cifar100-lt-*/tde": 3,
-        "Focal Loss": 12,
-        "cifar10-lt/bbn": 3,
-        "focal-published": 6,
-        "cifar10-lt-10": 8,
-        "cifar10-lt-10/*": 8,
-    }
-    assert {word: len(selected(found, [word])) for word in by} == by
-    assert len(selected(found, ["tde", "focal-published"])) == 12
-    with pytest.raises(InputError, match=r"rows: unknown value 'tdee'; did you mean 'tde'\?"):
-        selected(found, ["tdee"])
-
-
-# ---- what may be said of a number
-
-
-def test_verdicts():
-    """Three seeds at least; within the tolerance or better; nothing where something else speaks against it."""
-    for difference, tolerance, seeds, expected in [
-        (0.0, 1.0, 1, "single run"),
-        (0.0, 1.0, 2, "2 runs"),
-        (-1.0, 1.0, 3, "pass"),
-        (-1.01, 1.0, 3, "off"),
-        (1.0, 1.0, 4, "pass"),
-        (1.01, 1.0, 4, "pass, above"),
-        (None, 1.0, 3, "-"),
-        (None, 1.0, 0, "not run"),
-    ]:
-        assert verdict(difference, tolerance, seeds, None) == expected
-        assert verdict(difference, tolerance, seeds, "other data") == "not run"
-
-
-def test_tolerances():
-    tolerance = {
-        ("cifar100-lt-10", "tde", "all"): 1.5,
-        ("cifar10-lt-100", "de-confound", "all"): 1.5,
-        ("cifar10-lt-100", "bbn", "all"): 1.0,
-        ("imagenet-lt, ResNet-10", "tde", "all"): 0.5,
-        ("imagenet-lt, ResNet-10", "tde", "few"): 2.0,
-    }
-    for (section, method, metric), expected in tolerance.items():
-        assert Target(section, "row", metric, method).tolerance == expected
-
-
-def test_printed_numbers_are_compared_under_paper_alone():
-    target = Target("cifar100-lt-100", "row", "all", "tde", printed=44.0)
-    seeds = [{"seed": seed, "rows": {"tde": {"all": value, "many": None}}} for seed, value in enumerate([43, 45, 44.5])]
-    line = compared(target, {"paper": seeds, "clean": seeds[:1]}, None)
-    assert line["ours"]["paper"]["mean"] == pytest.approx(44.1666667)
-    assert line["ours"]["paper"]["std"] == pytest.approx(np.std([43, 45, 44.5], ddof=1))
-    assert line["ours"]["paper"]["values"] == [43, 45, 44.5]
-    assert (line["difference"], line["verdict"]) == (pytest.approx(0.1666667), "pass")
-    clean = compared(target, {"clean": seeds}, None)
-    assert (clean["difference"], clean["verdict"], list(clean["ours"])) == (None, "not run", ["clean"])
-    assert compared(target, {"paper": seeds}, "other data: x")["difference"] is None
-    many = compared(Target("cifar100-lt-100", "row", "many", "tde", printed=44.0), {"paper": seeds}, None)
-    assert (many["ours"], many["verdict"]) == ({}, "not run")  # an empty group is no number
-
-
-def test_a_miniature_is_no_benchmark():
-    recipe = override([RECIPES["cifar100-lt/tde"]], ["data.imbalance_ratio=50"])[0]
-    assert of_another_benchmark(recipe, [{"train_images": 12_608}]) is None
-    mini = of_another_benchmark(recipe, [{"train_images": 12_608}, {"train_images": 346}])
-    assert mini == "other data: 346 training images, published 12,608"
-    balanced = override([recipe], targets.BALANCED)[0]
-    assert of_another_benchmark(balanced, [{"train_images": 10_800}]) is None
-    assert of_another_benchmark(RECIPES["digits-lt/tde"], [{"train_images": 1}]) is None
-
-
-def test_what_is_the_same_first_stage():
-    base = override([RECIPES["digits-lt/decoupling"]], ["protocol=paper", "data.subset_seed=3"])[0]
-    same = [
-        override([RECIPES["digits-lt/fine-tuning"]], ["protocol=paper", "data.subset_seed=3"])[0],
-        override([base], ["compute.precision=bf16", "second.crt.stage.epochs=3", "metric=few"])[0],
-        override([base], ["data.subset_seed=null"])[0],  # of training seed 3
-    ]
-    assert {first_stage(recipe, 3) for recipe in (base, *same)} == {first_stage(base, 3)}
-    others = [
-        "protocol=clean",
-        "data.subset_seed=2",
-        "data.imbalance_ratio=10",
-        "stages.0.epochs=9",
-        "data.max_count=9",
-    ]
-    keys = {first_stage(override([base], [other])[0], 3) for other in others} | {first_stage(same[2], 2)}
-    assert len(keys - {first_stage(base, 3)}) == len(others)  # subset 2, twice
-    assert first_stage(RECIPES["digits-lt/linear"], 0) != first_stage(RECIPES["digits-lt/joint"], 0)
-    photos = RECIPES["imagenet-lt/tde"]
-    elsewhere = override([photos], ["data.kept=/scratch"])[0]  # where decoded images lie
-    assert first_stage(elsewhere, 0) == first_stage(photos, 0)
-    assert plan.changes(elsewhere) == {}
-
-
-def test_what_is_committed_is_found_again():
-    """A record goes on from its seeds: their keys are those of today's recipes, whatever settings came since."""
-    records = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))]
-    records = [one for one in records if isinstance(one, dict) and one.get("format") == reproduce.FORMAT]
-    assert records
-    for record in records:
-        for run in record["runs"]:
-            recipe = override([RECIPES[run["recipe"]]], run["changed"])[0]
-            assert run["key"] == first_stage(recipe, 0)
-            assert run["key"] in {line["key"] for line in record["lines"]}
-
-
-def test_a_setting_at_its_default_is_no_other_training():
-    """Or every new setting would make strangers of the seeds on record."""
-    recipe = override([RECIPES["digits-lt/tde"]], ["protocol=paper", "data.subset_seed=0"])[0]
-    before = first_stage(recipe, 0)
-    later = type("Later", (type(recipe.backbone),), {"__annotations__": {"dropout": float}, "dropout": 0.0})
-    backbone = later(**recipe.backbone.model_dump())
-    assert first_stage(recipe.model_copy(update={"backbone": backbone}), 0) == before
-    assert first_stage(recipe.model_copy(update={"backbone": later(name="digits-net", dropout=0.1)}), 0) != before
-
-
-# ---- time
-
-
-def test_what_is_done_next(tmp_path):
-    def job(number, epochs, done=0):
-        one = Job(f"{number}", 0, RECIPES["digits-lt/tde"], tmp_path / f"{number}", None, borrowed=False)
-        one.epochs, one.done, one.cost = epochs, done, estimate.Cost(10.0, 0, "steps", start=5.0)
-        return one
-
-    long, short, begun = job(1, 60), job(2, 2), job(3, 60)
-    (runs.partial(begun.folder / "seed-0")).mkdir(parents=True)
-    (runs.partial(begun.folder / "seed-0") / "last-first.safetensors").touch()
-    assert (long.seconds, job(4, 60, done=59).seconds, begun.begun, long.begun) == (605.0, 15.0, True, False)
-    jobs = [long, short, begun]
-    assert reproduce.next_job(jobs, None, worked=True) is long
-    assert reproduce.next_job(jobs, 605.0, worked=True) is long
-    assert reproduce.next_job(jobs, 30.0, worked=True) is short
-    assert reproduce.next_job(jobs, 5.0, worked=True) is begun  # goes on, whatever is left
-    assert reproduce.next_job([long, short], 5.0, worked=True) is None
-    assert reproduce.next_job([long, short], 5.0, worked=False) is long  # or a small budget would never do anything
-    assert reproduce.next_job([long, short], -5.0, worked=False) is long  # when the plan alone took the budget
-    assert reproduce.next_job(jobs, 0.0, worked=True) is None
-
-
-def test_the_papers_own_rows_come_first(tmp_path, monkeypatch):
-    """Plain cross-entropy and Tang et al.'s rows before those they quote; a run's seeds one after the other."""
-    monkeypatch.delenv("TAILWISE_DATA", raising=False)
-    focal = ("cifar100-lt-100/focal", "cifar100-lt-100/focal-published")
-    rows = (*focal, "cifar100-lt-*/tde", "cifar100-lt-50/joint-published")
-    made = plan.plan(Request("tang-3", tmp_path, rows=rows, seeds=2))
-    order = [(job.recipe.title, job.recipe.data.imbalance_ratio, job.seed) for job in made.jobs]
-    runs_of = [("tde", 100), ("joint-published", 50), ("tde", 50), ("tde", 10)]
-    runs_of += [("focal-published", 100), ("focal", 100)]  # quoted, and in no table
-    assert order == [(title, ratio, seed) for title, ratio in runs_of for seed in (0, 1)]
-    assert {job.lacks for job in made.jobs} == {"no data: cifar100-lt"}
-    assert made.left == []
-    assert all(job.recipe.data.subset_seed == 0 and job.recipe.protocol == "paper" for job in made.jobs)
-
-
-def test_lengths_of_time():
-    assert [estimate.seconds_of(text) for text in ("90s", "45m", "2h", "1d2h3m4s")] == [90, 2700, 7200, 93_784]
-    for text in ("", "45", "m", "1m2h", "-3m", "4x", "1.5h"):
-        with pytest.raises(InputError, match="budget: expected a time such as 45m"):
-            estimate.seconds_of(text)
-    assert [span(seconds) for seconds in (3599, 3600, 86_340, 90_000)] == [
-        "1 h 00 min",
-        "1 h 00 min",
-        "23 h 59 min",
-        "1 d 1 h",
-    ]
-
-
-def test_estimates_from_steps_and_from_logs(tmp_path, monkeypatch):
-    recipe = override([RECIPES["digits-lt/tde"]], ["protocol=paper"])[0]
-    cost = estimate.timed_cost(recipe, build_data(recipe, 0, None), torch.device("cpu"))
-    assert (cost.origin, cost.memory > 10**7) == ("steps", True)
-    # a clock that stands still but for what the steps take: 3.5 s the first, then 0.5 s
-    ticks, asked = iter([0.0, 3.5, 4.0, 4.5, 5.0, 5.5]), []
-    with monkeypatch.context() as clock:
-        clock.setattr(estimate.time, "perf_counter", lambda: next(ticks))
-        with pytest.raises(estimate._Enough):
-            list(estimate._Timed([1] * 9, torch.device("cpu"), asked))
-    assert asked == [0.0, 3.5, 4.0, 4.5, 5.0]
-    folder = tmp_path / "run"
-    (folder / "seed-1.partial").mkdir(parents=True)
-    lines = [{"stage": "joint", "seconds": seconds, "memory": 10 * seconds} for seconds in (5, 1, 2)]
-    lines.append({"stage": "crt", "seconds": 100, "memory": 7})
-    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "jo'
-    (folder / "seed-1.partial" / runs.LOG).write_text(text)
-    expected = estimate.Cost(2, 50, "log")
-    assert estimate.epochs_done(folder, 1) == (4, expected)
-    assert estimate.epochs_done(folder, 0)[0] == 0  # of its own nothing
-    shutil.copytree(folder / "seed-1.partial", folder / "seed-0")
-    assert estimate.epochs_done(folder, 2) == (0, expected)
 
 
 # ---- end to end, on a table of digits
@@ -645,56 +353,6 @@ def test_a_row_of_other_settings_does_not_count(out):
     assert run_of([run], "other", 0) is None
 
 
-# ---- what the papers claim
-
-
-def test_many_falls_and_few_rises_up_to_its_peak(monkeypatch):
-    """The largest step the wrong way counts only before few's peak."""
-    curve = {
-        "many": [90.0, 89.0, 89.4, 60.0, 70.0],
-        "medium": [50.0, 52.0, 51.0, 50.0, 40.0],
-        "few": [10.0, 12.0, 11.7, 20.0, 5.0],
-        "all": [50.0, 51.0, 52.0, 51.0, 40.0],
-    }
-    monkeypatch.setattr(claims.measure, "strength_curve", lambda *_, **__: {"test": curve})
-    seed = claims.alpha_of_seed(None, values=(0.0, 0.5, 1.0, 1.5, 2.0))
-    assert seed["peaks"] == {"many": 0.0, "medium": 0.5, "few": 1.5, "all": 1.0}
-    assert (seed["many rises by"], seed["few falls by"]) == (pytest.approx(0.4), pytest.approx(0.3))
-    assert seed["at few's peak"] == {"many": 60.0, "medium": 50.0, "few": 20.0, "all": 51.0}
-    assert claims.claim_alpha([None])["holds"]
-    curve["few"][2] = 11.4
-    assert not claims.claim_alpha([None])["holds"]
-    curve["few"][2], curve["many"][2] = 12.0, 89.6
-    assert not claims.claim_alpha([None])["holds"]
-
-
-def test_cosines_on_a_long_tail_and_on_a_balanced_set(monkeypatch):
-    """The balanced set's classes go by the groups of the long-tailed one."""
-    tailed, flat = (
-        [
-            SimpleNamespace(
-                published=name, model=SimpleNamespace(classifier=name), stores=SimpleNamespace(test=lambda: None)
-            )
-        ]
-        for name in ("tailed", "flat")
-    )
-    asked = []
-
-    def cosines(classifier, _, counts):
-        asked.append((classifier, counts))
-        few = {"tailed": 0.5, "flat": 0.7}[classifier]
-        return {"many": 0.8, "medium": None, "few": few}
-
-    monkeypatch.setattr(claims, "head_cosines", cosines)
-    claim = claims.claim_cosine(tailed, flat)
-    assert asked == [("tailed", "tailed"), ("flat", "tailed")]
-    assert claim["holds"]
-    last = claim["rows"]["many less few, long-tailed, balanced"]
-    assert [round(cell["mean"], 6) for cell in last] == [0.3, 0.1]
-    assert not claims.claim_cosine(flat, tailed)["holds"]
-    assert claims.claim_cosine(tailed, None)["holds"] is None
-
-
 def test_claims_of_trained_runs(out):
     """Norms and samplers from what is on disk, computed again here; a gain only over the rows that are there."""
     (run,) = runs.open_runs(out / "digits-lt/decoupling-subset-seed-0-paper")
@@ -718,21 +376,6 @@ def test_claims_of_trained_runs(out):
     accuracy = [seed.results()["rows"]["crt"]["all"] for seed in run.seeds]
     assert mine["rows"]["crt, instance"][0]["mean"] == pytest.approx(np.mean(accuracy))
     assert mine["holds"] == (np.mean(accuracy) >= np.mean(accuracy[:2]))
-
-
-def test_a_gain_is_paired_over_seeds(monkeypatch):
-    def of(seed, **rows):
-        return {"seed": seed, "subset_hash": "s", "rows": {name: {"all": value} for name, value in rows.items()}}
-
-    monkeypatch.setattr(claims, "results", lambda record: record)
-    joint = [of(0, joint=40.0, crt=42.0, ncm=45.0), of(1, joint=41.0, crt=43.0, ncm=44.0)]
-    tde = [of(1, tde=46.0), of(0, tde=44.0)]
-    claim = claims.claim_gain(tde, joint)
-    assert claim["rows"]["tde less crt"][0]["mean"] == 2.5
-    assert claim["rows"]["tde less ncm"][0]["mean"] == 0.5
-    assert claim["holds"]
-    joint[0]["rows"]["ncm"]["all"] = 48.0
-    assert not claims.claim_gain(tde, joint)["holds"]
 
 
 # ---- CIFAR, in miniature

@@ -1,0 +1,89 @@
+"""What a table needs, in which order, and how long it takes."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tailwise import InputError
+from tailwise.experiments import runs
+from tailwise.experiments.build_data import build_data
+from tailwise.recipes.catalog import RECIPES
+from tailwise.recipes.overrides import override
+from tailwise.report.reproduction import span
+from tailwise.reproduction import estimate, plan, reproduce
+from tailwise.reproduction.plan import Job, Request
+
+
+def test_what_is_done_next(tmp_path):
+    def job(number, epochs, done=0):
+        one = Job(f"{number}", 0, RECIPES["digits-lt/tde"], tmp_path / f"{number}", None, borrowed=False)
+        one.epochs, one.done, one.cost = epochs, done, estimate.Cost(10.0, 0, "steps", start=5.0)
+        return one
+
+    long, short, begun = job(1, 60), job(2, 2), job(3, 60)
+    (runs.partial(begun.folder / "seed-0")).mkdir(parents=True)
+    (runs.partial(begun.folder / "seed-0") / "last-first.safetensors").touch()
+    assert (long.seconds, job(4, 60, done=59).seconds, begun.begun, long.begun) == (605.0, 15.0, True, False)
+    jobs = [long, short, begun]
+    assert reproduce.next_job(jobs, None, worked=True) is long
+    assert reproduce.next_job(jobs, 605.0, worked=True) is long
+    assert reproduce.next_job(jobs, 30.0, worked=True) is short
+    assert reproduce.next_job(jobs, 5.0, worked=True) is begun  # goes on, whatever is left
+    assert reproduce.next_job([long, short], 5.0, worked=True) is None
+    assert reproduce.next_job([long, short], 5.0, worked=False) is long  # or a small budget would never do anything
+    assert reproduce.next_job([long, short], -5.0, worked=False) is long  # when the plan alone took the budget
+    assert reproduce.next_job(jobs, 0.0, worked=True) is None
+
+
+def test_the_papers_own_rows_come_first(tmp_path, monkeypatch):
+    """Plain cross-entropy and Tang et al.'s rows before those they quote; a run's seeds one after the other."""
+    monkeypatch.delenv("TAILWISE_DATA", raising=False)
+    focal = ("cifar100-lt-100/focal", "cifar100-lt-100/focal-published")
+    rows = (*focal, "cifar100-lt-*/tde", "cifar100-lt-50/joint-published")
+    made = plan.plan(Request("tang-3", tmp_path, rows=rows, seeds=2))
+    order = [(job.recipe.title, job.recipe.data.imbalance_ratio, job.seed) for job in made.jobs]
+    runs_of = [("tde", 100), ("joint-published", 50), ("tde", 50), ("tde", 10)]
+    runs_of += [("focal-published", 100), ("focal", 100)]  # quoted, and in no table
+    assert order == [(title, ratio, seed) for title, ratio in runs_of for seed in (0, 1)]
+    assert {job.lacks for job in made.jobs} == {"no data: cifar100-lt"}
+    assert made.left == []
+    assert all(job.recipe.data.subset_seed == 0 and job.recipe.protocol == "paper" for job in made.jobs)
+
+
+def test_lengths_of_time():
+    assert [estimate.seconds_of(text) for text in ("90s", "45m", "2h", "1d2h3m4s")] == [90, 2700, 7200, 93_784]
+    for text in ("", "45", "m", "1m2h", "-3m", "4x", "1.5h"):
+        with pytest.raises(InputError, match="budget: expected a time such as 45m"):
+            estimate.seconds_of(text)
+    assert [span(seconds) for seconds in (3599, 3600, 86_340, 90_000)] == [
+        "1 h 00 min",
+        "1 h 00 min",
+        "23 h 59 min",
+        "1 d 1 h",
+    ]
+
+
+def test_estimates_from_steps_and_from_logs(tmp_path, monkeypatch):
+    recipe = override([RECIPES["digits-lt/tde"]], ["protocol=paper"])[0]
+    cost = estimate.timed_cost(recipe, build_data(recipe, 0, None), torch.device("cpu"))
+    assert (cost.origin, cost.memory > 10**7) == ("steps", True)
+    # a clock that stands still but for what the steps take: 3.5 s the first, then 0.5 s
+    ticks, asked = iter([0.0, 3.5, 4.0, 4.5, 5.0, 5.5]), []
+    with monkeypatch.context() as clock:
+        clock.setattr(estimate.time, "perf_counter", lambda: next(ticks))
+        with pytest.raises(estimate._Enough):
+            list(estimate._Timed([1] * 9, torch.device("cpu"), asked))
+    assert asked == [0.0, 3.5, 4.0, 4.5, 5.0]
+    folder = tmp_path / "run"
+    (folder / "seed-1.partial").mkdir(parents=True)
+    lines = [{"stage": "joint", "seconds": seconds, "memory": 10 * seconds} for seconds in (5, 1, 2)]
+    lines.append({"stage": "crt", "seconds": 100, "memory": 7})
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "jo'
+    (folder / "seed-1.partial" / runs.LOG).write_text(text)
+    expected = estimate.Cost(2, 50, "log")
+    assert estimate.epochs_done(folder, 1) == (4, expected)
+    assert estimate.epochs_done(folder, 0)[0] == 0  # of its own nothing
+    shutil.copytree(folder / "seed-1.partial", folder / "seed-0")
+    assert estimate.epochs_done(folder, 2) == (0, expected)
