@@ -12,6 +12,7 @@ from tailwise import InputError
 from tailwise.recipes.catalog import RECIPES
 from tailwise.recipes.detection import DETECTION_RECIPES
 from tailwise.recipes.methods import METHODS
+from tailwise.recipes.overrides import override
 from tailwise.recipes.published import Cell, _table, published, published_table, published_tables
 
 TANG, KANG = "Tang et al. 2020", "Kang et al. 2020"
@@ -203,27 +204,28 @@ def test_what_is_known_of_a_number():
 
 
 def test_what_the_papers_print_for_a_recipe(monkeypatch):
-    methods = ("tde", "crt", "de-confound")  # no cRT on CIFAR-100-LT; in the order asked for
-    of_tde = ("cifar100-lt/tde", 50, "resnet32-two-branch")
-    numbers = published(*of_tde, methods)
+    def printed(name, *settings):
+        return published(override([RECIPES[name]], settings)[0])
+
+    numbers = printed("cifar100-lt/tde", "data.imbalance_ratio=50")
     assert [(n.method, n.all, n.source) for n in numbers] == [
-        ("tde", 50.3, "Tang et al. 2020, Table 3, ratio 50"),
         ("de-confound", 46.2, "Tang et al. 2020, Table 3, ratio 50"),
+        ("tde", 50.3, "Tang et al. 2020, Table 3, ratio 50"),
     ]
-    assert published("cifar100-lt/joint-published", 100, "resnet32", ("joint", "logit-adjustment")) == ()  # an anchor
-    assert published("cifar10-lt/tde", 20, "resnet32-two-branch", methods) == ()
-    assert published("cifar100-lt/tde", 50, "resnet32", methods) == published("digits-lt/tde", 50, "net", methods) == ()
-    assert published("imagenet-lt/focal", None, "resnext50-32x4d", ("focal",)) == ()  # printed of other settings
-    by_sampler = published("imagenet-lt/decoupling-progressive", None, "resnext50-32x4d", ("joint", "crt"))
+    assert printed("cifar100-lt/joint-published") == ()  # an anchor
+    assert printed("cifar10-lt/tde", "data.imbalance_ratio=20") == printed("digits-lt/tde") == ()
+    assert printed("cifar100-lt/tde", "backbone.name=resnet32") == ()
+    assert printed("imagenet-lt/focal") == ()  # printed of other settings
+    by_sampler = printed("imagenet-lt/decoupling-progressive")
     assert [(n.method, n.all, n.source) for n in by_sampler] == [
         ("joint", 47.2, "Kang et al. 2020, Table 5, very likely val")
     ]
-    (of_liu,) = published("places-lt/range", None, "resnet152", ("range",))
+    (of_liu,) = printed("places-lt/range")
     assert (of_liu.all, of_liu.source) == (35.1, "Kang et al. 2020, Table 4, of Liu et al. 2019")
     # anchors first, which have these numbers and are not the papers'; a later table with them last
     tables = (*published_tables()[::-1], published_table(TANG, 3).model_copy(update={"number": 99}))
     monkeypatch.setattr("tailwise.recipes.published.published_tables", lambda: tables)
-    assert published(*of_tde, methods) == numbers
+    assert printed("cifar100-lt/tde", "data.imbalance_ratio=50") == numbers
 
 
 def test_unknown_tables():

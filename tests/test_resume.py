@@ -249,6 +249,15 @@ def test_resume_wants_a_run_that_was_begun(whole, tmp_path, capsys):
     assert [path.name for path in tmp_path.rglob("*")] == ["home", "precious"]
 
 
+def test_settings_that_no_result_depends_on_may_change_on_the_way(tmp_path):
+    recipe = find("digits-lt/tde")[0]
+    written = recipe.model_dump(mode="json") | {"published": [{"method": "tde", "all": 44.1}]}  # runs have held these
+    runs.write_json(tmp_path / runs.RECIPE, {"recipe": written})
+    experiment.check_same(override([recipe], ["seeds=7", "compute.workers=3"])[0], tmp_path / runs.RECIPE)
+    with pytest.raises(InputError, match=r"resume: .* compute.precision float32, got bf16"):
+        experiment.check_same(override([recipe], ["compute.precision=bf16"])[0], tmp_path / runs.RECIPE)
+
+
 # ---- SIGKILL
 
 

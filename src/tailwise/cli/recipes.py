@@ -21,6 +21,12 @@ def recipes(
     """List what `train` knows: data sets, their recipes and suites, the settings of a recipe."""
     from tailwise.recipes.catalog import RECIPES, SUITES
     from tailwise.recipes.detection import DETECTION_RECIPES, DETECTION_SUITES
+    from tailwise.recipes.published import published
+    from tailwise.recipes.schema import Recipe
+
+    def told(recipe: Any) -> dict[str, Any]:
+        numbers = published(recipe) if isinstance(recipe, Recipe) else ()
+        return {**recipe.model_dump(mode="json"), "published": [number.model_dump() for number in numbers]}
 
     every: dict[str, Any] = {**RECIPES, **DETECTION_RECIPES}
     suites = {**SUITES, **DETECTION_SUITES}
@@ -36,17 +42,15 @@ def recipes(
         print_json(
             {
                 "suites": {key: names for key, names in inside.items() if key in SUITES},
-                "recipes": [one.model_dump(mode="json") for key, one in chosen.items() if key in RECIPES],
+                "recipes": [told(one) for key, one in chosen.items() if key in RECIPES],
                 "detection_suites": {key: names for key, names in inside.items() if key in DETECTION_SUITES},
-                "detection_recipes": [
-                    one.model_dump(mode="json") for key, one in chosen.items() if key in DETECTION_RECIPES
-                ],
+                "detection_recipes": [told(one) for key, one in chosen.items() if key in DETECTION_RECIPES],
             }
         )
         return
     from tailwise.report.recipes import print_data_sets, print_recipes, print_settings
 
-    shown = [one.model_dump(mode="json") for one in chosen.values()]
+    shown = [told(one) for one in chosen.values()]
     if name is None:
         print_data_sets(Console(), shown, suites)
     elif name in every:

@@ -99,6 +99,6 @@ def export(trained: Trained, method: str, asked: Asked, kind: str, out: Path | N
         else:
             write_weights(model, folder / WEIGHTS)
         runs.write_json(folder / CONFIG, model.config)
-        settings = runs.flat(trained.recipe.recorded())
+        settings = runs.flat(trained.recipe.model_dump(mode="json"))
         runs.write_text(folder / "README.md", model_card(trained.about, row, method, settings))
     return path

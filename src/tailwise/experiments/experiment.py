@@ -113,8 +113,8 @@ def check_same(recipe: Recipe | DetectionRecipe, path: Path) -> None:
     """Raises InputError where a run that is to go on was begun with other settings."""
     if not path.exists():
         return
-    there = runs.flat(runs.as_recorded(runs.read_json(path).get("recipe")))
-    here = runs.flat(recipe.recorded())
+    there = runs.what_counts(runs.read_json(path).get("recipe"))
+    here = runs.what_counts(recipe.model_dump(mode="json"))
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key):
             raise checks.InputError(
@@ -155,7 +155,7 @@ def train_seeds(
         raise checks.InputError(f"out: cannot make {folder} ({error.strerror})") from error
     try:
         if ranks.is_main():
-            runs.write_json(folder / runs.RECIPE, {"format": fmt, "recipe": recipe.recorded()})
+            runs.write_json(folder / runs.RECIPE, {"format": fmt, "recipe": recipe.model_dump(mode="json")})
         for seed in seeds:
             if not ranks.agree(how.resume and (folder / f"seed-{seed}" / runs.RESULTS).exists()):
                 _watched(recipe, seed, folder / f"seed-{seed}", how, train_one)
@@ -189,7 +189,7 @@ def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) 
     data = build_data(recipe, seed, how.data_dir).to(how.device)
     with cpu_threads(recipe), torch.random.fork_rng(devices=[]), runs.unfinished_folder(folder) as written:
         about = {
-            "recipe": recipe.recorded(),
+            "recipe": recipe.model_dump(mode="json"),
             "seed": seed,
             "subset_seed": subset_seed_of(recipe, seed),
             "subset_hash": data.subset_hash,

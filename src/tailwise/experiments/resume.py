@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tailwise import checks, ranks
 from tailwise.experiments.keep import Keep
-from tailwise.experiments.runs import as_recorded, flat, write_text
+from tailwise.experiments.runs import flat, what_counts, write_text
 from tailwise.experiments.watch import Val, epoch_record
 from tailwise.train import (
     Batches,
@@ -115,8 +115,10 @@ class Place:
             self.log.keep(self.before)
             return None
         checkpoint = load_checkpoint(self.path)
-        about = checkpoint.meta.get("about") or {}
-        there, here = flat({**about, "recipe": as_recorded(about.get("recipe"))}), flat(self.about)
+        there, here = (
+            flat({**about, "recipe": what_counts(about.get("recipe"))})
+            for about in (checkpoint.meta.get("about") or {}, self.about)
+        )
         for key in sorted(there.keys() | here.keys()):
             if there.get(key) != here.get(key):
                 raise checks.InputError(

@@ -25,6 +25,7 @@ Settled = TypeVar("Settled", bound=BaseModel)  # a recipe of some kind
 Seeded = TypeVar("Seeded", bound="HasSeed")
 RECIPE, CHECKPOINT, RESULTS, LOG = "recipe.json", "checkpoint.safetensors", "results.json", "log.jsonl"
 PARTIAL = ".partial"
+IDLE = ("seeds", "compute.workers", "data.kept", "data.workers")  # settings that no result depends on, to the bit
 RESULT_KEYS = {"seed", "subset_hash", "protocol", "published_counts", "versions", "checkpoint", "rows"}
 
 
@@ -251,14 +252,18 @@ def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return {name: value for part in inside for name, value in part.items()}
 
 
-def as_recorded(written: Any) -> Any:
-    """A recipe that was written down, perhaps before some setting was there: with the defaults of what it lacks."""
+def what_counts(written: Any) -> dict[str, Any]:
+    """Every setting of a recipe that a result may depend on, by its dotted name.
+
+    written: as in a recipe.json, perhaps of before some setting was there: what it lacks has its default.
+    """
     for kind in (Recipe, DetectionRecipe):
         try:
-            return kind.model_validate(written).recorded()
+            written = kind.model_validate(written).model_dump(mode="json")
+            break
         except ValidationError:
             continue
-    return written
+    return {key: value for key, value in flat(written).items() if key not in IDLE}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

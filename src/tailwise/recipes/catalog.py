@@ -6,7 +6,6 @@ from typing import Any, Literal
 from tailwise import checks
 from tailwise.recipes.datasets import BenchmarkSettings, OwnSettings, SubsetSettings
 from tailwise.recipes.methods import METHODS, adjusters_of
-from tailwise.recipes.published import published
 from tailwise.recipes.rivals import RIVALS, TWO_BRANCH, changed
 from tailwise.recipes.schema import (
     STORED,
@@ -253,9 +252,7 @@ def _recipe(data: str, title: str, own: str, adjusters: Sequence[str], **setting
     name, methods = f"{data}/{title}", (own, *adjusters)
     second = {method: second_stage(data, method) for method in adjusters if method in SECOND_STAGES}
     named = {"name": name, "classifier": _classifier(data, own), "methods": methods, "second": second}
-    said = DATA[data] | named | settings
-    ratio = getattr(said["data"], "imbalance_ratio", None)
-    return Recipe.model_validate(said | {"published": published(name, ratio, said["backbone"].name, methods)})
+    return Recipe.model_validate(DATA[data] | named | settings)
 
 
 DECOUPLING = ("ncm", "tau-norm", "crt", "lws")  # beside joint, the rows of Kang et al.'s Fig. 1

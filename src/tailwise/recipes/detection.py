@@ -188,10 +188,6 @@ class DetectionRecipe(Settings):
             )
         return self
 
-    def recorded(self) -> dict[str, Any]:
-        """All that a result depends on, as plain JSON."""
-        return self.model_dump(mode="json")
-
     @property
     def title(self) -> str:
         return self.name.split("/")[1]

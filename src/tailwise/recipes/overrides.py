@@ -13,7 +13,7 @@ from tailwise.recipes.schema import Recipe
 
 SHORT = {"backbone": "backbone.name"}  # backbone=resnet50
 AnyRecipe = TypeVar("AnyRecipe", Recipe, DetectionRecipe)
-FIXED = ("name", "published")  # what a recipe is, not how it is set
+FIXED = ("name",)  # what a recipe is, not how it is set
 WHOLE = ("schedule", "loss", "step")  # may also be given whole: by kind, with its defaults, or as a JSON object
 
 

@@ -1,7 +1,6 @@
 """The numbers of the literature, read from `published.toml`: every cell with what it was measured on."""
 
 import tomllib
-from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from itertools import chain
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from tailwise import checks
-from tailwise.recipes.schema import Published
+from tailwise.recipes.schema import Recipe
 from tailwise.recipes.stages import SamplerName, Settings
 
 EMPTY = {"value": "-"}
@@ -73,6 +72,14 @@ class Table(Settings):
         return tuple(chain.from_iterable(self.rows))
 
 
+class Published(Settings):
+    """A number of the papers: top-1 of one method over all classes, in percent, and where it is printed."""
+
+    method: str
+    all: float
+    source: str
+
+
 def _cell(*levels: dict[str, Any]) -> Cell:
     """A later level has the last word; "?" is not said. The file names a recipe by its title, whatever the data."""
     said = {key: word for level in levels for key, word in level.items()}
@@ -121,25 +128,24 @@ def published_table(paper: str, number: int) -> Table:
     return numbered[paper, number]
 
 
-def published(
-    recipe: str, imbalance_ratio: float | None, network: str, methods: Sequence[str]
-) -> tuple[Published, ...]:
-    """What the papers print for the rows of a recipe, over all classes, on this network.
+def published(recipe: Recipe) -> tuple[Published, ...]:
+    """What the papers print for the rows of a recipe, over all classes, at its imbalance ratio, on its network.
 
-    The first table that has a method speaks for it.
+    The first table that has a row speaks for it.
 
-    >>> [number.all for number in published("cifar100-lt/tde", 100, "resnet32-two-branch", ("de-confound", "tde"))]
+    >>> from tailwise.recipes.catalog import RECIPES
+    >>> [number.all for number in published(RECIPES["cifar100-lt/tde"])]
     [40.5, 44.1]
     """
-    asked = (recipe, imbalance_ratio, network, "all")
+    asked = (recipe.name, getattr(recipe.data, "imbalance_ratio", None), recipe.backbone.name, "all")
     found: dict[str, Published] = {}
     for table in published_tables():
-        ratio = "" if imbalance_ratio is None else f", ratio {imbalance_ratio:g}"
         for cell in table.cells if table.number else ():
             here = (cell.recipe, cell.imbalance_ratio, cell.network, cell.metric) == asked
             if here and cell.method and not cell.settings:
+                ratio = "" if cell.imbalance_ratio is None else f", ratio {cell.imbalance_ratio:g}"
                 of_val = f", {cell.split}" * (cell.split == "very likely val")
                 of_others = f", of {cell.quoted}" * bool(cell.quoted)
                 source = f"{table.paper}, Table {table.number}{ratio}{of_val}{of_others}"
                 found.setdefault(cell.method, Published(method=cell.method, all=cell.value, source=source))
-    return tuple(found[method] for method in methods if method in found)
+    return tuple(found[method] for method in recipe.methods if method in found)

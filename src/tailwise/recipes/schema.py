@@ -173,14 +173,6 @@ class ComputeSettings(Settings):
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
 
 
-class Published(Settings):
-    """A number of the paper: top-1 of one method over all classes, in percent, and where it is printed."""
-
-    method: str
-    all: float
-    source: str
-
-
 class Recipe(Settings):
     """A named, complete experiment. `data/title` is its name.
 
@@ -204,7 +196,12 @@ class Recipe(Settings):
     protocol: Protocol = "clean"
     seeds: PositiveInt = 3
     compute: ComputeSettings = ComputeSettings()
-    published: tuple[Published, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_numbers(cls, value: Any) -> Any:
+        """Run folders have held the numbers in print, too."""
+        return {key: one for key, one in value.items() if key != "published"} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _methods_fit_the_classifier(self) -> "Recipe":
@@ -247,7 +244,3 @@ class Recipe(Settings):
     @property
     def title(self) -> str:
         return self.name.split("/")[1]
-
-    def recorded(self) -> dict[str, Any]:
-        """All that a result depends on, as plain JSON."""
-        return self.model_dump(mode="json", exclude={"compute": {"workers"}})

@@ -248,7 +248,7 @@ def changes(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
     known: dict[str, Recipe | DetectionRecipe] = {**RECIPES, **DETECTION_RECIPES}
     catalog, own = (runs.flat(one.model_dump(mode="json")) for one in (known[recipe.name], recipe))
     keys = [key for key in own if own[key] != catalog.get(key)]
-    return {key: own[key] for key in keys if not key.startswith((*WITHOUT_EFFECT, "published"))}
+    return {key: own[key] for key in keys if not key.startswith(WITHOUT_EFFECT)}
 
 
 def _borrowed(target: Target) -> bool:
