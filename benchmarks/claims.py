@@ -97,7 +97,7 @@ def difference(found):
 
 def correlation(trained, method):
     """Pearson's, of log(images of a class) and log of the norm of its weights; None where there is no matrix."""
-    weight = weight_of(trained.on_test(method)[0])
+    weight = weight_of(trained.made(method).model.classifier)
     if weight is None:
         return None
     norms = torch.linalg.vector_norm(weight, dim=1).double().numpy()

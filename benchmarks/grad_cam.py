@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from tailwise.adjust import grad_cam
-from tailwise.deployment.deploy import adjusted_model
+from tailwise.deployment.deploy import plain_model
 from tailwise.experiments import measure
 from tailwise.experiments.runs import open_run
 from tailwise.experiments.trained import Trained
@@ -27,7 +27,7 @@ def covered(seed: Trained, method: str) -> float:
     """Of one seed's images."""
     data = seed.data
     few = torch.isin(data.test.labels, torch.from_numpy(data.published_counts.groups["few"]))
-    model, _ = adjusted_model(seed, method)
+    model = plain_model(seed.made(method))
     images, labels = data.normalize(data.test.images[few]), data.test.labels[few]
     where = grad_cam(model.backbone, model.classifier, images, labels)
     return 100 * float((where > where.amax(dim=(1, 2), keepdim=True) / 2).double().mean())

@@ -131,8 +131,8 @@ def expect_situation(page, source, method, asked):
     """The per-class table and the confusion of groups, against what is measured here."""
     shown, rows, matrices = page.columns(), [], []
     for seed in source.seeds:
-        classifier, test, _ = seed.on_test(method, asked)
-        predicted = classifier(features_of(test)).argmax(dim=1).numpy()
+        test, made = seed.stores.test(), seed.made(method, asked)
+        predicted = made.model.classifier(features_of(test)).argmax(dim=1).numpy()
         rows.append(per_class_accuracy(predicted, np.asarray(test.labels), 10))
         matrices.append(group_confusion(predicted, np.asarray(test.labels), seed.published))
     for c, mean in enumerate(np.mean(rows, axis=0)):

@@ -1,6 +1,7 @@
 """The data of figures, against metrics computed again here."""
 
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tailwise.experiments import measure
 from tailwise.experiments.runs import Run
 from tailwise.experiments.trained import Asked, Trained
 from tailwise.figures import Source, figure_data
+from tailwise.recognizer import Recognizer
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +100,14 @@ def test_weight_norms_are_those_of_the_folded_classifiers(linear, causal):
 
 
 def test_a_classifier_of_several_layers_has_no_weight_norms(linear, monkeypatch):
-    usual = Trained.on_test
+    usual = Trained.made
     layers = torch.nn.Sequential(torch.nn.Linear(D, D), torch.nn.Linear(D, 10))
-    monkeypatch.setattr(
-        Trained, "on_test", lambda s, m, asked: (layers, s.stores.test(), {}) if m == "crt" else usual(s, m)
-    )
+
+    def made(seed, method, asked):
+        one = usual(seed, method)
+        return replace(one, model=Recognizer(one.model.backbone, layers)) if method == "crt" else one
+
+    monkeypatch.setattr(Trained, "made", made)
     data = figure_data("weight-norms", [linear])
     assert [name.split(",")[0] for name in by_label(data.panels[0])] == ["joint", "ncm", "tau-norm"]
     assert data.caption.endswith("; without crt, which are no single matrix")
@@ -245,6 +250,18 @@ def test_titles_say_data_method_seeds_and_protocol(causal, tmp_path):
     assert figure_data("alpha", [causal]).caption == (
         "digits-lt, imbalance ratio 50; de-confound, tde; mean ± std over seeds 0, 1; protocol clean"
     )
+
+
+def test_runs_of_one_recipe_go_by_their_folders(tmp_path):
+    several, one, deep = (
+        made_run(tmp_path / folder, DIGITS, seeds=seeds)
+        for folder, seeds in (("a/wide", 2), ("a/deep", 1), ("b/deep", 1))
+    )
+    data = figure_data("feature-norms", [several, one])
+    assert "; wide: mean ± std over seeds 0, 1; deep: single run, seed 0; " in data.caption
+    assert {line.label.split(":")[0] for line in data.panels[0].lines} == {"wide", "deep"}
+    labels = {line.label for line in figure_data("feature-norms", [one, deep]).panels[0].lines}
+    assert labels == {f"{tmp_path}/a/deep: de-confound", f"{tmp_path}/b/deep: de-confound"}
 
 
 def test_what_a_run_lacks_is_named(linear, causal):

@@ -192,6 +192,24 @@ def test_kept_models_are_measured_again(run):
         assert again["rows"] == seed.results()["rows"]
 
 
+def test_a_fine_tuned_model_sees_val_with_its_own_features(run):
+    trained = measure.open_trained(run.seeds[0], None)
+    model, val = measure.load_model(run.seeds[0].path, "fine-tune"), trained.data.val
+    with torch.no_grad():
+        right = model(trained.data.normalize(val.images)).argmax(dim=1) == val.labels
+    assert measure.val_row(trained, "fine-tune")["all"] == pytest.approx(100 * right.double().mean().item())
+
+
+def test_a_strength_leaves_what_does_not_depend_on_it(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "copy")
+    seed = runs.open_run(tmp_path / "copy").seeds[0]
+    centered = override([run.recipe], ["ncm.distance=centered"])[0]
+    kept = measure.adjust(measure.open_trained(seed, None, centered), "ncm")[0]["rows"]["ncm"]
+    found = measure.measure(measure.open_trained(seed, None), ["ncm", "tau-norm"], Asked(power=0.5))["rows"]
+    assert found["ncm"] == kept
+    assert found["tau-norm"]["norm_power"]["value"] == 0.5
+
+
 def test_lost_stores_of_a_fine_tuned_model_are_made_again(run, tmp_path):
     shutil.copytree(run.path, tmp_path / "copy")
     seed = runs.open_run(tmp_path / "copy").seeds[0]

@@ -9,13 +9,9 @@ from tailwise.backbones import FrozenNet
 from tailwise.classifiers import FoldedClassifier, LinearClassifier, MlpClassifier, NormalizedClassifier
 from tailwise.deployment.deployed import CONFIG, WEIGHTS, DeployedModel
 from tailwise.experiments import runs
-from tailwise.experiments.adjusters import adjusted
 from tailwise.experiments.build_data import images_of
-from tailwise.experiments.rows import Row
-from tailwise.experiments.second import adjusted_path, load_adjusted
-from tailwise.experiments.trained import AS_IT_IS, Asked, Trained
+from tailwise.experiments.trained import Asked, Made, Trained
 from tailwise.export import model_card, new_folder, write_onnx, write_program, write_weights
-from tailwise.recipes.methods import METHODS
 from tailwise.recognizer import Recognizer
 from tailwise.train import load_state
 
@@ -23,22 +19,14 @@ Format = Literal["onnx", "torch-export", "safetensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 
-def adjusted_model(trained: Trained, method: str, asked: Asked = AS_IT_IS) -> tuple[Recognizer, Row]:
-    """The model of a method, its classifier in plain tensors, and its row: the one that is kept, else made anew.
-
-    Raises:
-        InputError: a second stage that was not trained; what the method needs is not there.
-    """
-    row = trained.row(method, asked)
-    adjust, backbone, own = METHODS[method].adjust, trained.model.backbone, trained.model.classifier
-    if adjust is None:
-        assert isinstance(own, LinearClassifier | NormalizedClassifier)
-        plain = fold_linear(own) if isinstance(own, LinearClassifier) else fold_tde(own, 0.0)
-        return Recognizer(backbone, plain).eval(), row
-    if adjust == "second-stage" or (asked == AS_IT_IS and trained.has(method)):
-        return load_adjusted(adjusted_path(trained.folder, method), trained.model, trained.digest).model, row
-    made = adjusted(method, own, trained.stores, trained.choice(asked))
-    return Recognizer(backbone, made.classifier).eval(), row
+def plain_model(made: Made) -> Recognizer:
+    """The model of a method, its classifier in plain tensors."""
+    own = made.model.classifier
+    if isinstance(own, NormalizedClassifier):
+        own = fold_tde(own, 0.0)
+    elif isinstance(own, LinearClassifier):
+        own = fold_linear(own)
+    return Recognizer(made.model.backbone, own).eval()
 
 
 def deployed(trained: Trained, model: Recognizer) -> DeployedModel:
@@ -89,8 +77,8 @@ def export(trained: Trained, method: str, asked: Asked, kind: str, out: Path | N
     checks.choice("format", kind, FORMATS)
     path = out or trained.folder / "exported" / f"{method}-{kind}"
     with new_folder(path) as folder:
-        recognizer, row = adjusted_model(trained, method, asked)
-        model = deployed(trained, recognizer)
+        made = trained.made(method, asked)
+        model, row = deployed(trained, plain_model(made)), trained.row_of(made)
         shape = model.config["image_shape"]
         if kind == "onnx":
             write_onnx(model, folder / "model.onnx", shape)

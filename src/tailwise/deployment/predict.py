@@ -13,7 +13,7 @@ from torch import Tensor
 from tailwise import checks
 from tailwise.data.files import SUFFIXES, decoded, read_file, read_image
 from tailwise.data.transforms import CentreView
-from tailwise.deployment.deploy import adjusted_model
+from tailwise.deployment.deploy import plain_model
 from tailwise.experiments.build_data import images_of
 from tailwise.experiments.trained import Asked, Trained
 from tailwise.recipes.build import find_device
@@ -72,8 +72,7 @@ def predictions(
     names = trained.about["class_names"]
     if checks.whole("top_k", top_k) > len(names):
         raise checks.InputError(f"top_k: expected at most {len(names)}, the number of classes, got {top_k}")
-    model, _ = adjusted_model(trained, method, asked)
-    pair = Pair(trained.model, model, find_device(device), tuple(names), top_k)
+    pair = Pair(trained.model, plain_model(trained.made(method, asked)), find_device(device), tuple(names), top_k)
     return _records(trained, pair, paths, failures)
 
 

@@ -15,12 +15,11 @@ from tailwise.evaluate import metric
 from tailwise.experiments import runs
 from tailwise.experiments.adjusters import strength_name, sweep
 from tailwise.experiments.resume import Log, Place
-from tailwise.experiments.rows import Row, adjusted_row, own_row, row_of
+from tailwise.experiments.rows import Row, row_of
 from tailwise.experiments.second import adjusted_path, epochs_on_images, load_adjusted
 from tailwise.experiments.trained import AS_IT_IS, Asked, Trained, trained_data
 from tailwise.experiments.watch import Silent, Val, Watch, epoch_record
 from tailwise.recipes.build import build_model, find_device, take_over_scale
-from tailwise.recipes.methods import METHODS
 from tailwise.recipes.schema import Recipe
 from tailwise.recognizer import Recognizer
 from tailwise.train import Checkpoint, EpochEnd, load_checkpoint, load_state
@@ -80,13 +79,7 @@ def val_row(trained: Trained, method: str, asked: Asked = AS_IT_IS) -> Row:
 
     Arguments and errors as in `Trained.row`; without val, too.
     """
-    val = trained.stores.val()
-    if val is None:
-        raise checks.InputError(f"protocol: expected one with val, got {trained.recipe.protocol}")
-    classifier, _, notes = trained.on_test(method, asked)
-    if METHODS[method].adjust is None:
-        return own_row(val, trained.published)
-    return {**adjusted_row(classifier, val, trained.published), **notes}
+    return trained.row_of(trained.made(method, asked), on_val=True)
 
 
 def adjust(

@@ -1,18 +1,16 @@
 """One seed's trained model: its stores, its rows, and what is made from it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from tailwise import checks, ranks
 from tailwise.counts import ClassCounts
 from tailwise.data import LongTailedData
-from tailwise.evaluate import Store
 from tailwise.experiments import runs
 from tailwise.experiments.adjusters import Alpha, Choice, Power, adjusted, choice_of
 from tailwise.experiments.build_data import build_data
@@ -39,8 +37,25 @@ class Asked:
     power: Power | None = None
     metric: str | None = None
 
+    def of(self, method: str) -> "Asked":
+        """The part that a method depends on: another's strength must not set a kept model aside."""
+        adjust = METHODS[method].adjust
+        if adjust not in ("tde", "tau-norm"):
+            return AS_IT_IS
+        return replace(self, **{"power" if adjust == "tde" else "alpha": None})
+
 
 AS_IT_IS = Asked()
+
+
+@dataclass(frozen=True)
+class Made:
+    """The model of a method, in eval mode; the stores whose features its classifier takes; the notes of its row."""
+
+    method: str
+    model: Recognizer
+    stores: Stores
+    notes: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -97,8 +112,8 @@ class Trained:
             self.recipe, self.counts, self.published, alpha=asked.alpha, power=asked.power, metric=asked.metric
         )
 
-    def row(self, method: str, asked: Asked = AS_IT_IS) -> Row:
-        """The row of a method: of the adjusted model that is kept, else from own logits or stored features.
+    def made(self, method: str, asked: Asked = AS_IT_IS) -> Made:
+        """A method's model: the trained one, the adjusted one that is kept, else one made from stored features.
 
         Args:
             method: its id.
@@ -107,23 +122,30 @@ class Trained:
         Raises:
             InputError: a second stage that was not trained; what the method needs is not there.
         """
-        classifier, test, notes = self.on_test(method, asked)
-        if METHODS[method].adjust is None:
-            return own_row(test, self.published)
-        return {**adjusted_row(classifier, test, self.published), **notes}
-
-    def on_test(self, method: str, asked: Asked = AS_IT_IS) -> tuple[nn.Module, Store, dict[str, Any]]:
-        """A method's classifier, the test store whose features it takes, and the notes of its row.
-
-        Arguments and errors as in `row`.
-        """
-        adjust = METHODS[method].adjust
+        adjust, asked = METHODS[method].adjust, asked.of(method)
         if adjust is None:
-            return self.model.classifier, self.stores.test(), {}
+            return Made(method, self.model, self.stores, {})
         if adjust == "second-stage" or (asked == AS_IT_IS and self.has(method)):
-            return self._kept_on_test(method)
-        made = adjusted(method, self.model.classifier, self.stores, self.choice(asked))
-        return made.classifier, self.stores.test(), made.notes
+            return self._kept(method)
+        done = adjusted(method, self.model.classifier, self.stores, self.choice(asked))
+        return Made(method, Recognizer(self.model.backbone, done.classifier).eval(), self.stores, done.notes)
+
+    def row(self, method: str, asked: Asked = AS_IT_IS) -> Row:
+        """The row of a method on test; arguments and errors as in `made`."""
+        return self.row_of(self.made(method, asked))
+
+    def row_of(self, made: Made, *, on_val: bool = False) -> Row:
+        """The row of a model, of its own logits or of stored features; on val for numbers that are printed of val.
+
+        Raises:
+            InputError: on val where there is none.
+        """
+        store = made.stores.val() if on_val else made.stores.test()
+        if store is None:
+            raise checks.InputError(f"protocol: expected one with val, got {self.recipe.protocol}")
+        if METHODS[made.method].adjust is None:
+            return own_row(store, self.published)
+        return {**adjusted_row(made.model.classifier, store, self.published), **made.notes}
 
     def has(self, method: str) -> bool:
         """Whether an adjusted model of this method is kept."""
@@ -163,7 +185,7 @@ class Trained:
         save_adjusted(path, model, {**about, "notes": done.notes}, own_features=False)
         return row, path
 
-    def _kept_on_test(self, method: str) -> tuple[nn.Module, Store, dict[str, Any]]:
+    def _kept(self, method: str) -> Made:
         path = adjusted_path(self.folder, method)
         if not path.is_file():
             raise checks.InputError(f"method: no '{method}' was trained in {self.folder}; run `tailwise adjust` first")
@@ -172,7 +194,7 @@ class Trained:
         if kept.own_features:
             folder = self.folder / "stores" / method
             stores = Stores(folder, kept.digest, self.recipe, kept.model, lambda: self.data)
-        return kept.model.classifier, stores.test(), kept.about["notes"]
+        return Made(method, kept.model, stores, kept.about["notes"])
 
     def _second_settings(self, method: str) -> dict[str, Any]:
         """Everything a second stage depends on beside seed and first stage; "by" is what its epoch is chosen by."""

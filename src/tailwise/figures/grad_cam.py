@@ -11,7 +11,7 @@ from tailwise import checks
 from tailwise.adjust import grad_cam
 from tailwise.counts import ClassCounts
 from tailwise.data import LongTailedData
-from tailwise.deployment.deploy import adjusted_model
+from tailwise.deployment.deploy import plain_model
 from tailwise.experiments.stores import in_order
 from tailwise.figures.pictures import picture_of
 from tailwise.figures.source import Source, caption, label, measure_row, published, strength_of
@@ -79,9 +79,8 @@ def _rows(sources: Sequence[Source], num_images: int) -> tuple[list[tuple[str, l
             raise checks.InputError(f"{seed.folder}: expected the test images of {first.folder}, got others")
         for method in _methods(source):
             measured = measure_row(source, seed, method)
-            model, _ = adjusted_model(seed, method, source.asked_of(method))
             name = label(sources, source, method) + strength_of([measured])
-            looks.append(Look(name, model, measured.logits.argmax(dim=1).numpy()))
+            looks.append(Look(name, plain_model(measured.made), measured.logits.argmax(dim=1).numpy()))
     before, base = looks[0].predicted, looks[0].label
     if METHODS[method].adjust is not None:
         before, base = np.asarray(seed.stores.test().logits).argmax(axis=1), source.own

@@ -15,7 +15,7 @@ from tailwise.counts import ClassCounts
 from tailwise.evaluate import Store
 from tailwise.experiments.adjusters import features_of, strength_name
 from tailwise.experiments.runs import Run, SeedFolder
-from tailwise.experiments.trained import AS_IT_IS, Asked, Trained
+from tailwise.experiments.trained import AS_IT_IS, Asked, Made, Trained
 from tailwise.recipes.datasets import described
 from tailwise.recipes.methods import METHODS, adjusters_of
 from tailwise.report.figures import Line, Values
@@ -52,23 +52,25 @@ class Source:
     def rows(self) -> Sequence[str]:
         return self.run.rows if self.asked_rows is None else self.asked_rows
 
-    def asked_of(self, method: str) -> Asked:
-        """The part of what is asked that a method depends on: another's strength must not set a kept model aside."""
-        adjust = METHODS[method].adjust
-        if adjust not in ("tde", "tau-norm"):
-            return AS_IT_IS
-        return replace(self.asked, **{"power" if adjust == "tde" else "alpha": None})
-
 
 @dataclass(frozen=True)
 class Measured:
-    """A method of one seed: its classifier, and the test images as that sees them."""
+    """A method of one seed, and the test images as its classifier sees them."""
 
     seed: Trained
-    method: str
-    classifier: nn.Module
-    test: Store
-    notes: dict[str, Any]
+    made: Made
+
+    @property
+    def method(self) -> str:
+        return self.made.method
+
+    @property
+    def classifier(self) -> nn.Module:
+        return self.made.model.classifier
+
+    @property
+    def test(self) -> Store:
+        return self.made.stores.test()
 
     @cached_property
     def logits(self) -> Tensor:
@@ -82,7 +84,7 @@ class Measured:
 
 def measure_row(source: Source, seed: Trained, method: str) -> Measured:
     """A method of one seed of a run, as strong as is asked."""
-    return Measured(seed, method, *seed.on_test(method, source.asked_of(method)))
+    return Measured(seed, seed.made(method, source.asked))
 
 
 def every_row(sources: Sequence[Source]) -> Iterator[tuple[str, list[Measured]]]:
@@ -98,7 +100,7 @@ def strength_of(seeds: Sequence[Measured]) -> str:
     name = strength_name(seeds[0].method)
     if name is None:
         return ""
-    values = sorted({measured.notes[name]["value"] for measured in seeds})
+    values = sorted({measured.made.notes[name]["value"] for measured in seeds})
     ends = [f"{value:.3g}" for value in (values[0], values[-1])]
     return f", {name.removeprefix('norm_')} {' to '.join(dict.fromkeys(ends))}"
 
@@ -169,9 +171,18 @@ def published(source: Source) -> ClassCounts:
 
 
 def label(sources: Sequence[Source], source: Source, method: str) -> str:
-    """The method, and the recipe where several runs have one."""
+    """The method, and the run where several have it."""
     others = [row for other in sources if other is not source for row in other.rows]
-    return f"{source.run.recipe.title}: {method}" if method in others else method
+    return f"{name_of(sources, source)}: {method}" if method in others else method
+
+
+def name_of(sources: Sequence[Source], source: Source) -> str:
+    """What tells a run from the others: its recipe, else its folder's name, else the whole path."""
+    names = [(one.run.recipe.title, one.run.path.name) for one in sources]
+    for part, name in enumerate((source.run.recipe.title, source.run.path.name)):
+        if [pair[part] for pair in names].count(name) == 1:
+            return name
+    return str(source.run.path)
 
 
 def owns(sources: Sequence[Source]) -> list[str]:
@@ -187,10 +198,10 @@ def rows(sources: Sequence[Source]) -> list[str]:
 def caption(sources: Sequence[Source], methods: Sequence[str]) -> str:
     """Data, methods, seeds and protocol."""
     recipe = sources[0].run.recipe
-    over = {source.run.recipe.title: over_seeds([seed.seed for seed in source.run.seeds]) for source in sources}
-    seeds = [f"{title}: {text}" for title, text in over.items()]
-    if len(set(over.values())) == 1:
-        seeds = list(over.values())[:1]
+    over = [over_seeds([seed.seed for seed in source.run.seeds]) for source in sources]
+    seeds = [f"{name_of(sources, source)}: {text}" for source, text in zip(sources, over, strict=True)]
+    if len(set(over)) == 1:
+        seeds = over[:1]
     protocols = dict.fromkeys(source.run.recipe.protocol for source in sources)
     return "; ".join(
         filter(None, (described(recipe.data), ", ".join(methods), *seeds, f"protocol {', '.join(protocols)}"))
