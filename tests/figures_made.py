@@ -10,8 +10,8 @@ import torch
 from tailwise import CausalClassifier, LinearClassifier
 from tailwise.classifiers import FoldedClassifier
 from tailwise.evaluate import Store
+from tailwise.experiments.kept import save_adjusted
 from tailwise.experiments.runs import Run, SeedFolder
-from tailwise.experiments.second import save_adjusted
 from tailwise.experiments.trained import Trained
 from tailwise.figures import Source
 from tailwise.recipes.catalog import RECIPES

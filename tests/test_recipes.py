@@ -13,7 +13,7 @@ from tailwise.data import random_crop
 from tailwise.evaluate import Store, mean_per_class_accuracy
 from tailwise.experiments import experiment, measure, runs
 from tailwise.experiments.build_data import build_data
-from tailwise.experiments.second import adjusted_path
+from tailwise.experiments.kept import adjusted_path
 from tailwise.experiments.trained import Asked
 from tailwise.experiments.watch import Silent
 from tailwise.recipes.build import build_model

@@ -17,10 +17,11 @@ from tailwise.adjust.paths import doubtful
 from tailwise.cli import main
 from tailwise.evaluate import shot_accuracy
 from tailwise.experiments.adjusters import adjusted, features_of
+from tailwise.experiments.compare import compare
 from tailwise.experiments.rows import blocks, predicted_by
 from tailwise.experiments.strengths import SCORES, strength_paths
 from tailwise.experiments.trained import Asked
-from tailwise.figures.report import compare, report_record
+from tailwise.figures.report import report_record
 from tailwise.report.page import Results, embedded_json, packed, png, render_page
 from tailwise.report.summary import mean_and_std
 

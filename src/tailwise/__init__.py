@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from tailwise.counts import ClassCounts
     from tailwise.deployment.deployed import load_deployed
     from tailwise.evaluate import Store
+    from tailwise.experiments.compare import compare
     from tailwise.experiments.measure import load_model
-    from tailwise.figures.report import compare
     from tailwise.train import Stage, fit
 
 _HOME = {
@@ -51,7 +51,7 @@ _HOME = {
     "adjust_logits": "tailwise.adjust",
     "attach": "tailwise.attachment",
     "background_exempted": "tailwise.adjust",
-    "compare": "tailwise.figures.report",
+    "compare": "tailwise.experiments.compare",
     "counterfactual_tde": "tailwise.adjust",
     "detach_adjusted": "tailwise.attachment",
     "fit": "tailwise.train",

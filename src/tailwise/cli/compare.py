@@ -15,6 +15,6 @@ def compare(
     json: Json = False,
 ) -> None:
     """Put runs side by side; differences are paired over the seeds that share a subset."""
-    from tailwise.figures import report
+    from tailwise.experiments.compare import compare as side_by_side
 
-    show(report.compare(*run_folders).record, json, metrics=metrics)
+    show(side_by_side(*run_folders).record, json, metrics=metrics)

@@ -96,14 +96,15 @@ def audit(
 
     Nothing is written but the figure that --out asks for, which needs matplotlib: pip install 'tailwise[plots]'.
     """
-    from tailwise.figures import audits
+    from tailwise.data.audits import audited
+    from tailwise.figures.audits import draw_counts
     from tailwise.report.data import print_audit
     from tailwise.report.progress import counting
 
     table = {"root": root, "path_column": path_column, "label_column": label_column, "split_column": split_column}
     with counting(Console(stderr=True, quiet=json), "images") as progress:
-        record = audits.audited(name, data_dir, table, on_bad=on_bad, compare=duplicates, progress=progress)
-    wrote = [] if out is None else audits.draw_counts(record, out)
+        record = audited(name, data_dir, table, on_bad=on_bad, compare=duplicates, progress=progress)
+    wrote = [] if out is None else draw_counts(record, out)
     if json:
         print_json(record | {"wrote": [str(path) for path in wrote]})
     else:

@@ -14,9 +14,10 @@ from tailwise.adjust import choose
 from tailwise.evaluate import metric
 from tailwise.experiments import runs
 from tailwise.experiments.adjusters import strength_name, sweep
+from tailwise.experiments.kept import adjusted_path, load_adjusted
 from tailwise.experiments.resume import Log, Place
 from tailwise.experiments.rows import Row, row_of
-from tailwise.experiments.second import adjusted_path, epochs_on_images, load_adjusted
+from tailwise.experiments.second import epochs_on_images
 from tailwise.experiments.trained import AS_IT_IS, Asked, Trained, trained_data
 from tailwise.experiments.watch import Silent, Val, Watch, epoch_record
 from tailwise.recipes.build import build_model, find_device, take_over_scale

@@ -14,15 +14,10 @@ from tailwise.data import LongTailedData
 from tailwise.experiments import runs
 from tailwise.experiments.adjusters import Alpha, Choice, Power, adjusted, choice_of
 from tailwise.experiments.build_data import build_data
+from tailwise.experiments.kept import adjusted_path, load_adjusted, save_adjusted
 from tailwise.experiments.resume import OnEpoch, Place
 from tailwise.experiments.rows import Row, adjusted_row, own_row
-from tailwise.experiments.second import (
-    adjusted_path,
-    load_adjusted,
-    save_adjusted,
-    train_second_stage,
-    unwatched,
-)
+from tailwise.experiments.second import train_second_stage, unwatched
 from tailwise.experiments.stores import Stores
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.schema import Recipe

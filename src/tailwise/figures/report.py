@@ -20,7 +20,7 @@ from tailwise.figures import Source, grad_cam_panels
 from tailwise.figures.pictures import picture_of
 from tailwise.recipes.datasets import described
 from tailwise.recipes.methods import sweepable
-from tailwise.report.page import Panels, Results, data_uri, packed, png, render_page
+from tailwise.report.page import Panels, data_uri, packed, png, render_page
 from tailwise.report.summary import combined, compared, mean_and_std, over_seeds, summarize
 
 STEPS = {"alpha": 0.05, "norm_power": 0.02}  # of the slider
@@ -31,21 +31,6 @@ MEANINGS = {
     "their length to this power.",
 }
 SHOWN = 12  # samples of each kind of change
-
-
-def compare(*run_folders: Path | str) -> Results:
-    """The result rows of runs side by side, a table in a terminal and in a notebook.
-
-    Args:
-        run_folders: run folders, or folders that hold several runs.
-
-    Raises:
-        InputError: none given, no run in one of them.
-    """
-    opened = [run for folder in run_folders for run in runs.open_runs(Path(folder))]
-    if not opened:
-        raise checks.InputError("compare: expected at least one run folder, got none")
-    return Results(compared({str(run.path): [seed.results() for seed in run.seeds] for run in opened}))
 
 
 def write_report(
