@@ -1,7 +1,6 @@
 """CIFAR-10-LT and CIFAR-100-LT from a local copy of CIFAR."""
 
 import functools
-import os
 import pickle
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +13,7 @@ from tailwise import checks
 from tailwise.counts import ClassCounts
 from tailwise.data.augment import Normalize
 from tailwise.data.contract import LongTailedData, Split
+from tailwise.data.local import local_folder
 from tailwise.data.long_tail import Profile, ids_hash, largest_count, long_tailed_counts, long_tailed_indices
 
 # the authors use CIFAR-10's statistics for both
@@ -70,11 +70,7 @@ def cifar_lt(
 def read_cifar(num_classes: int, data_dir: Path | None) -> tuple[Split, Split, tuple[str, ...]]:
     """(train, test, class names) of CIFAR-10 or CIFAR-100; arguments and errors as in `cifar_lt`."""
     name = f"cifar{num_classes}"
-    where = data_dir or (Path(os.environ["TAILWISE_DATA"]) if os.environ.get("TAILWISE_DATA") else None)
-    if where is None:
-        raise checks.InputError(
-            f"data-dir: {name}-lt needs a local copy of CIFAR; give --data-dir or set TAILWISE_DATA"
-        )
+    where = local_folder(data_dir, f"{name}-lt")
     folder, *_ = FOLDERS[num_classes]
     for candidate in (where, where / folder, where / f"{name}.npz"):
         if candidate.is_file() and candidate.suffix == ".npz":

@@ -18,6 +18,7 @@ from tailwise.data.benchmarks import LISTED, Listed, needed
 from tailwise.data.folders import files_there
 from tailwise.data.index import PARTS, ImageIndex, OnBad, unfit_id
 from tailwise.data.lists import list_hash, read_list
+from tailwise.data.local import local_folder
 from tailwise.data.on_disk import LooseFiles, string_array
 from tailwise.data.prepared import Check, Prepared
 from tailwise.data.readable import Progress, unreadable
@@ -102,9 +103,7 @@ def read_listed(name: str, data_dir: Path | None) -> tuple[ImageIndex, ClassCoun
         InputError: an unknown name; no folder; not prepared yet, or what was written was changed.
     """
     checks.choice("data", name, LISTED)
-    data_dir = data_dir or (Path(os.environ["TAILWISE_DATA"]) if os.environ.get("TAILWISE_DATA") else None)
-    if data_dir is None:
-        raise checks.InputError(f"data-dir: {name} needs a local copy; give --data-dir or set TAILWISE_DATA")
+    data_dir = local_folder(data_dir, name)
     place = splits_place(name, data_dir)
     if not place.is_dir():
         raise checks.InputError(

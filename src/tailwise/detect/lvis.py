@@ -1,12 +1,12 @@
 """LVIS v0.5 and v1.0 from a local copy: its annotation files beside COCO's folders of images."""
 
-import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 from tailwise import checks
 from tailwise.data.benchmarks import LVIS
+from tailwise.data.local import local_folder
 from tailwise.data.prepare_lvis import annotation_file, image_folders
 from tailwise.detect.annotations import OnBad
 from tailwise.detect.contract import DetectionData, DetectionSplit
@@ -26,9 +26,7 @@ def lvis(version: str, data_dir: Path | None = None, *, on_bad: OnBad = "error")
         InputError: an unknown version, no such folder, a file that is absent or will not do.
     """
     checks.choice("version", version, LVIS)
-    where = data_dir or (Path(os.environ["TAILWISE_DATA"]) if os.environ.get("TAILWISE_DATA") else None)
-    if where is None:
-        raise checks.InputError(f"data-dir: {version} needs a local copy; give --data-dir or set TAILWISE_DATA")
+    where = local_folder(data_dir, version)
     splits = []
     for name in LVIS[version].annotations.values():
         path = annotation_file(where, name)

@@ -20,6 +20,7 @@ from tailwise.data.decoded import decoded_splits
 from tailwise.data.hugging_face import HUB
 from tailwise.data.index import ImageIndex
 from tailwise.data.listed import read_listed
+from tailwise.data.local import local_folder
 from tailwise.data.own import own_data
 from tailwise.data.splits import SPLITS
 from tailwise.data.transforms import IMAGENET, INATURALIST, CentreView
@@ -130,11 +131,7 @@ def _on_disk(recipe: Recipe, settings: OnDiskSettings, data_dir: Path | None) ->
 def _index(settings: OnDiskSettings, data_dir: Path | None) -> tuple[ImageIndex, ClassCounts, Path | None]:
     """Where the images lie, the counts of the whole training set, and a folder beside the images, if they have one."""
     if not isinstance(settings, OwnSettings):
-        where = data_dir or (Path(os.environ["TAILWISE_DATA"]) if os.environ.get("TAILWISE_DATA") else None)
-        if where is None:
-            raise checks.InputError(
-                f"data-dir: {settings.name} needs a local copy; give --data-dir or set TAILWISE_DATA"
-            )
+        where = local_folder(data_dir, settings.name)
         return *read_listed(settings.name, where), where
     if settings.path is None:
         raise checks.InputError("data.path: expected the user's own images, as in data.path=photos, got none")
