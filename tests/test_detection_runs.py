@@ -22,8 +22,9 @@ from tailwise.detect.backbones import resnet_fpn
 from tailwise.detect.loading import ExampleBatches, Examples, flipped, image_repeat_draw
 from tailwise.detect.lvis import lvis
 from tailwise.experiments import runs
-from tailwise.experiments.detection_experiment import measured, open_detector, train_detectors
+from tailwise.experiments.detection_experiment import add_rows, measured, open_detector, train_detectors
 from tailwise.experiments.detection_runs import open_detection_run
+from tailwise.experiments.owned import TakenError, owned
 from tailwise.experiments.watch import Silent
 from tailwise.recipes.build_detection import (
     build_detection_load,
@@ -119,6 +120,18 @@ def test_a_recipe_from_before_a_setting_was_there_is_the_same():
     del written["training"]["drop_last"]
     assert runs.what_counts(written) == whole
     assert whole["training.drop_last"] is recipe.training.drop_last
+
+
+def test_a_seed_is_measured_for_more_rows_once_at_a_time_and_belongs_to_its_checkpoint(suite, tmp_path):
+    shutil.copytree(suite / "tde", tmp_path / "tde")
+    seed = open_detection_run(tmp_path / "tde").seed(0)
+    before = seed.results()
+    with owned(seed.path), pytest.raises(TakenError, match="seed-0: expected no other process"):
+        add_rows(seed, ["tde"], alpha=0.5)
+    assert seed.results() == before
+    runs.write_json(seed.path / runs.RESULTS, {**before, "checkpoint": "0" * 64})
+    with pytest.raises(InputError, match=r"expected results of checkpoint\.safetensors, .* two trainings are mixed"):
+        open_detector(seed, torch.device("cpu"))
 
 
 def test_evaluate_takes_another_alpha_and_writes_what_servers_take(suite, data, capsys, tmp_path):

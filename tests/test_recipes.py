@@ -383,7 +383,6 @@ def test_corrupt_checkpoint_is_named(tde_run, tmp_path):
 def test_free_folder_never_overwrites(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert runs.free_folder("a/b", None) == Path("runs/a/b")
-    (tmp_path / "runs/a/b").mkdir(parents=True)
     assert runs.free_folder("a/b", None) == Path("runs/a/b-2")
     (tmp_path / "empty").mkdir()
     assert runs.free_folder("a", tmp_path / "empty") == tmp_path / "empty"

@@ -16,6 +16,7 @@ from tailwise.cli import main
 from tailwise.data.listed import prepare_listed
 from tailwise.evaluate import Store
 from tailwise.experiments import measure, runs
+from tailwise.experiments.owned import owned
 from tailwise.experiments.resume import OutOfTime
 from tailwise.experiments.watch import Silent
 from tailwise.recipes import catalog
@@ -250,6 +251,20 @@ def test_a_row_that_fails_leaves_the_others(table, tmp_path, monkeypatch):
     reasons = {(line["method"], line["metric"]): (line["verdict"], line["reason"]) for line in record["lines"]}
     assert reasons["fine-tune-last-block", "all"] == ("not run", "failed")
     assert reasons["crt", "all"] == reasons["joint", "all"] == ("single run", None)
+
+
+@pytest.mark.usefixtures("printed_rows_alone")
+def test_a_seed_that_another_process_trains_is_left_to_it(table, tmp_path):
+    made = plan.plan(Request("kang-1", tmp_path, rows=("joint",), seeds=2))
+    folder = tmp_path / "digits-lt/decoupling-subset-seed-0-paper"
+    folder.mkdir(parents=True)
+    with owned(folder / "seed-0"):
+        (note,) = reproduce.work(made, Silent())
+    assert note.startswith(f"digits-lt/decoupling seed 0: {folder / 'seed-0'}: expected no other process at work")
+    assert [(job.seed, job.lacks, job.finished is not None) for job in made.jobs] == [
+        (0, "in work", False),
+        (1, None, True),
+    ]
 
 
 @pytest.mark.usefixtures("printed_rows_alone")

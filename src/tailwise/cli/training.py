@@ -1,6 +1,7 @@
 """What `train` does for every kind of recipe: the folder, processes, progress and trackers."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ def train_into_folder(
     from tailwise.report.trackers import trackers
 
     tracked = trackers(track)
-    with ranks.joined(), warnings_as_notes():
+    with ranks.joined(), warnings_as_notes(), ExitStack() as stack:
         resume = resume or ranks.restarted()
-        folder = ranks.agree(runs.last_folder(name, out) if resume else runs.free_folder(name, out))
+        new = None if resume else stack.enter_context(runs.new_folder(name, out))
+        folder = new or ranks.agree(runs.last_folder(name, out))
         if resume and not ranks.restarted():
             runs.check_begun(folder, suite=len(chosen) > 1)
         with watching(Console(stderr=True, quiet=json or not ranks.is_main())) as shown:

@@ -16,6 +16,7 @@ from tailwise.experiments import runs
 from tailwise.experiments.detection_runs import FORMAT, DetectionRun, DetectionSeed, open_detection_run
 from tailwise.experiments.experiment import How, check_same, train_seeds, versions
 from tailwise.experiments.keep import LastEpoch
+from tailwise.experiments.owned import owned
 from tailwise.experiments.resume import Log, Place, fit_kept
 from tailwise.experiments.watch import Val, Watch
 from tailwise.recipes.build import cpu_threads, find_device
@@ -153,11 +154,12 @@ def add_rows(
 ) -> None:
     """Measure a finished seed's detector for more rows, or at another alpha, and keep them in its result.
 
-    Errors as in `measured_again`.
+    Errors as in `measured_again`; TakenError, if another process trains or writes here.
     """
-    found, _, _ = measured_again(seed, rows, alpha=alpha, data_dir=data_dir, device=device)
-    result = seed.results()
-    runs.write_json(seed.path / runs.RESULTS, {**result, "rows": {**result["rows"], **found["rows"]}})
+    with owned(seed.path):
+        found, _, _ = measured_again(seed, rows, alpha=alpha, data_dir=data_dir, device=device)
+        result = seed.results()
+        runs.write_json(seed.path / runs.RESULTS, {**result, "rows": {**result["rows"], **found["rows"]}})
 
 
 def _row(split: DetectionSplit, answers: Sequence[Detections], how: Inference, masks: bool) -> Row:
@@ -171,9 +173,10 @@ def open_detector(seed: DetectionSeed, device: torch.device) -> tuple[Detector, 
     """A run's trained detector, in eval mode, and the names of its classes; from the checkpoint alone.
 
     Raises:
-        InputError: a corrupt checkpoint, or one of another detector than the recipe's.
+        InputError: a corrupt checkpoint, one of another detector than the recipe's, or not that of the results.
     """
     checkpoint = load_checkpoint(seed.path / runs.CHECKPOINT)
+    runs.check_digest(seed.path, checkpoint.digest)
     names = tuple(checkpoint.meta["class_names"])
     settings = seed.recipe.detector.model_copy(update={"pretrained": False})  # the checkpoint has all weights
     with torch.random.fork_rng(devices=[]):

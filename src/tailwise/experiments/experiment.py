@@ -20,6 +20,7 @@ from tailwise.experiments import runs
 from tailwise.experiments.adjusters import choice_of, sweep
 from tailwise.experiments.build_data import build_data, subset_seed_of
 from tailwise.experiments.keep import BestOnVal
+from tailwise.experiments.owned import LOCKS, owned
 from tailwise.experiments.resume import Log, Place, fit_kept
 from tailwise.experiments.rows import Row
 from tailwise.experiments.second import epochs_on_images, try_second_stage
@@ -109,8 +110,8 @@ class How:
     until: float | None
 
 
-def check_same(recipe: Recipe | DetectionRecipe, path: Path) -> None:
-    """Raises InputError where a run that is to go on was begun with other settings."""
+def check_same(recipe: Recipe | DetectionRecipe, path: Path, argument: str = "resume") -> None:
+    """Raises InputError where a run that is to go on was begun with other settings; argument: what asks for it."""
     if not path.exists():
         return
     there = runs.what_counts(runs.read_json(path).get("recipe"))
@@ -118,7 +119,8 @@ def check_same(recipe: Recipe | DetectionRecipe, path: Path) -> None:
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key):
             raise checks.InputError(
-                f"resume: expected the settings that {path} was begun with, {key} {there.get(key)}, got {here.get(key)}"
+                f"{argument}: expected the settings that {path} was begun with, {key} {there.get(key)}, "
+                f"got {here.get(key)}"
             )
 
 
@@ -142,7 +144,7 @@ def train_seeds(
     fmt: str,
     train_one: Callable[[AnyRecipe, int, Path, str, How], tuple[str, Mapping[str, Mapping[str, Any]]]],
 ) -> None:
-    """Every seed of a recipe, each into a folder of its own.
+    """Every seed of a recipe, each into a folder of its own; a seed that another process trains is refused.
 
     Args:
         fmt: what kind of run it is, as recipe.json says.
@@ -154,18 +156,33 @@ def train_seeds(
     except OSError as error:
         raise checks.InputError(f"out: cannot make {folder} ({error.strerror})") from error
     try:
-        if ranks.is_main():
-            runs.write_json(folder / runs.RECIPE, {"format": fmt, "recipe": recipe.model_dump(mode="json")})
         for seed in seeds:
-            if not ranks.agree(how.resume and (folder / f"seed-{seed}" / runs.RESULTS).exists()):
-                _watched(recipe, seed, folder / f"seed-{seed}", how, train_one)
+            place = folder / f"seed-{seed}"
+            if _finished(place, how):
+                continue
+            with owned(place):
+                if _finished(place, how):  # by another process just now
+                    continue
+                check_same(recipe, folder / runs.RECIPE, "resume" if how.resume else "out")
+                ranks.wait()
+                if ranks.is_main():
+                    runs.write_json(folder / runs.RECIPE, {"format": fmt, "recipe": recipe.model_dump(mode="json")})
+                _watched(recipe, seed, place, how, train_one)
     except BaseException:
-        if not any(folder.glob("seed-*")):  # nothing to keep: leave no trace
+        if not any((*folder.glob("seed-*"), *folder.glob(f"{LOCKS}*"))):  # nothing to keep: leave no trace
             (folder / runs.RECIPE).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty after all: not ours alone
                 for path in made:
                     path.rmdir()
         raise
+
+
+def _finished(place: Path, how: How) -> bool:
+    """Whether a seed is done already; raises InputError, in every process, if it should not be."""
+    there = ranks.agree((place / runs.RESULTS).exists())
+    if there and not how.resume:
+        raise checks.InputError(f"out: expected a seed that is not trained yet, got {place} with {runs.RESULTS}")
+    return there
 
 
 def _watched(

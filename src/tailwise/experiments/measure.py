@@ -15,6 +15,7 @@ from tailwise.evaluate import metric
 from tailwise.experiments import runs
 from tailwise.experiments.adjusters import strength_name, sweep
 from tailwise.experiments.kept import adjusted_path, load_adjusted
+from tailwise.experiments.owned import owned
 from tailwise.experiments.resume import Log, Place
 from tailwise.experiments.rows import Row, row_of
 from tailwise.experiments.second import epochs_on_images
@@ -59,9 +60,10 @@ def open_trained(
     Stores that are gone, or not of this checkpoint, are made again from the images when they are needed, on `device`.
 
     Raises:
-        InputError: a corrupt checkpoint; no such device.
+        InputError: a corrupt checkpoint, or not that of the results; no such device.
     """
     model, checkpoint = _load(seed.recipe, seed.checkpoint)
+    runs.check_digest(seed.path, checkpoint.digest)
     find_data = trained_data(seed.recipe, seed.seed, data_dir, find_device(device))
     return Trained(seed.path, recipe or seed.recipe, seed.seed, model, checkpoint.digest, checkpoint.meta, find_data)
 
@@ -102,7 +104,7 @@ def adjust(
         until: when to stop with a snapshot, as in `experiment.train`.
 
     Raises:
-        InputError: as `measure`.
+        InputError: as `measure`; TakenError, if another process trains or writes in the seed's folder.
         OutOfTime: the second stage was not done by then.
     """
     own, recipe = trained.recipe.methods[0], trained.recipe
@@ -115,30 +117,31 @@ def adjust(
         "subset_hash": trained.about["subset_hash"],
         "of": trained.digest,
     }
-    place = None
-    if epochs and save_every is not None:
-        log = Log(trained.folder / f"last-{method}.jsonl")
-        place = Place(trained.folder / f"last-{method}.safetensors", save_every, log, 0, settings, until)
-        trained = replace(trained, place=lambda _: place)
+    with owned(trained.folder):
+        place = None
+        if epochs and save_every is not None:
+            log = Log(trained.folder / f"last-{method}.jsonl")
+            place = Place(trained.folder / f"last-{method}.safetensors", save_every, log, 0, settings, until)
+            trained = replace(trained, place=lambda _: place)
 
-    def on_epoch(end: EpochEnd, val: Val | None) -> None:
-        watch.epoch(log.write(end, val) if place else epoch_record(next(numbers), end, val))
+        def on_epoch(end: EpochEnd, val: Val | None) -> None:
+            watch.epoch(log.write(end, val) if place else epoch_record(next(numbers), end, val))
 
-    try:
+        try:
+            if epochs:
+                watch.begin(label, epochs, settings, trained.folder)
+            row, path = trained.adjust(method, asked, on_epoch)
+        except BaseException:
+            watch.stopped(kept=place is not None and place.path.exists())
+            raise
+        if place:
+            for left in (place.path, log.path):
+                left.unlink(missing_ok=True)
         if epochs:
-            watch.begin(label, epochs, settings, trained.folder)
-        row, path = trained.adjust(method, asked, on_epoch)
-    except BaseException:
-        watch.stopped(kept=place is not None and place.path.exists())
-        raise
-    if place:
-        for left in (place.path, log.path):
-            left.unlink(missing_ok=True)
-    if epochs:
-        watch.done(label, f"test {row['all']:.1f}", {method: row})
-    results = runs.read_json(trained.folder / runs.RESULTS)  # what `compare` reads
-    results["rows"][method] = row
-    runs.write_json(trained.folder / runs.RESULTS, results)
+            watch.done(label, f"test {row['all']:.1f}", {method: row})
+        results = runs.read_json(trained.folder / runs.RESULTS)  # what `compare` reads
+        results["rows"][method] = row
+        runs.write_json(trained.folder / runs.RESULTS, results)
     return _result(trained, {own: trained.row(own), method: row}), path
 
 

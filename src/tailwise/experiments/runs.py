@@ -4,6 +4,7 @@ RUN/seed-0/ holds checkpoint.safetensors (the weights the protocol chose), resul
 (a line per epoch) and stores/ (features and logits of val and test).
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from pydantic import BaseModel, ValidationError
 
 from tailwise import checks, ranks
+from tailwise.experiments.owned import LOCKS
 from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.schema import Recipe
@@ -163,20 +165,55 @@ def open_runs(path: Path) -> list[Run]:
 
 
 def free_folder(name: str, out: Path | None) -> Path:
-    """Where new runs go: `out`, or runs/NAME, or the first free of runs/NAME-2, runs/NAME-3, ...
+    """Where new runs go: `out`, or runs/NAME, or the first free of runs/NAME-2, runs/NAME-3, ..., made at once.
+
+    Who makes a folder has its name: of two that look for one together, each gets its own.
 
     Raises:
-        InputError: `out` is there already and is not an empty folder.
+        InputError: `out` is there already and is not an empty folder; the folder cannot be made.
     """
     if out is not None:
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if out.exists() and not (out.is_dir() and all(child.name.startswith(LOCKS) for child in out.iterdir())):
             raise checks.InputError(f"out: expected a new or empty folder, got {out}, which holds something")
         return out
     folder, number = Path("runs") / name, 1
-    while folder.exists():
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
-    return folder
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = Path("runs") / f"{name}-{number}"
+        except OSError as error:
+            raise checks.InputError(f"out: cannot make {folder} ({error.strerror})") from error
+
+
+@contextmanager
+def new_folder(name: str, out: Path | None) -> Iterator[Path]:
+    """`free_folder`, the same for all processes; what it made goes again where the block fails and left it empty.
+
+    Raises:
+        InputError: as `free_folder`, in every process.
+    """
+    missing = [path for path in (Path("runs") / name).parents if not path.exists()]
+    found: Path | checks.InputError | None = None
+    if ranks.is_main():
+        try:
+            found = free_folder(name, out)
+        except checks.InputError as error:
+            found = error
+    found = ranks.agree(found)
+    if isinstance(found, checks.InputError):
+        raise found
+    assert found
+    try:
+        yield found
+    except BaseException:
+        if out is None and ranks.is_main():
+            with contextlib.suppress(OSError):  # something is in it
+                for path in (found, *missing):
+                    path.rmdir()
+        raise
 
 
 def last_folder(name: str, out: Path | None) -> Path:
@@ -237,6 +274,20 @@ def unfinished_folder(path: Path) -> Iterator[Path]:
         if not any(written.rglob("*.safetensors")):
             shutil.rmtree(written, ignore_errors=True)
         raise
+
+
+def check_digest(folder: Path, digest: str) -> None:
+    """Refuse a seed whose results are not of its checkpoint, whose digest this is.
+
+    Raises:
+        InputError: they are of another one; no readable result.
+    """
+    of = read_json(folder / RESULTS).get("checkpoint")
+    if of != digest:
+        raise checks.InputError(
+            f"{folder / RESULTS}: expected results of {CHECKPOINT}, {digest[:12]}, got those of {str(of)[:12]}; "
+            "two trainings are mixed here"
+        )
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:

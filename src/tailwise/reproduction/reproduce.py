@@ -13,6 +13,7 @@ from tailwise import checks
 from tailwise.data.protocols import PROTOCOLS
 from tailwise.experiments import detection_experiment, experiment, measure, runs
 from tailwise.experiments.detection_runs import DetectionSeed
+from tailwise.experiments.owned import TakenError
 from tailwise.experiments.resume import OutOfTime
 from tailwise.experiments.trained import Asked, Trained
 from tailwise.experiments.watch import Watch
@@ -57,15 +58,19 @@ def work(
         if job is None:
             break
         left.remove(job)
-        worked = True
         try:
             notes += _run(job, made.request, watch, until)
         except OutOfTime:
             left.append(job)
             break
+        except TakenError as error:
+            job.lacks = "in work"
+            notes.append(f"{job.recipe.name} seed {job.seed}: {error}")
+            continue
         except checks.InputError as error:
             job.lacks = "failed"
             notes.append(f"{job.recipe.name} seed {job.seed}: {error}")
+        worked = True
         on_done()
     for job in left:
         job.lacks = "budget"
@@ -213,6 +218,8 @@ def _run(job: Job, request: Request, watch: Watch, until: float | None) -> list[
         try:
             trained = measure.open_trained(seed, request.data_dir, recipe, request.device)
             measure.adjust(trained, method, save_every=60.0, watch=watch, until=until)
+        except TakenError:
+            raise
         except checks.InputError as error:
             job.failed.append(method)
             notes.append(f"{job.recipe.name} seed {job.seed}, {method}: {error}")
