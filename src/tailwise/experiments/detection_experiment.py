@@ -176,7 +176,6 @@ def open_detector(seed: DetectionSeed, device: torch.device) -> tuple[Detector, 
         InputError: a corrupt checkpoint, one of another detector than the recipe's, or not that of the results.
     """
     checkpoint = load_checkpoint(seed.path / runs.CHECKPOINT)
-    runs.check_digest(seed.path, checkpoint.digest)
     names = tuple(checkpoint.meta["class_names"])
     settings = seed.recipe.detector.model_copy(update={"pretrained": False})  # the checkpoint has all weights
     with torch.random.fork_rng(devices=[]):
@@ -184,6 +183,7 @@ def open_detector(seed: DetectionSeed, device: torch.device) -> tuple[Detector, 
         counts = ClassCounts(tuple(checkpoint.meta["counts"]))
         detector = build_detector(recipe, counts, sum(counts.per_class))  # how many images matters to training alone
     load_state(detector, checkpoint.state)
+    runs.check_digest(seed.path, checkpoint.digest)
     return detector.eval().to(device), names
 
 
