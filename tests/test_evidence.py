@@ -6,10 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tailwise.experiments import runs
 from tailwise.recipes.catalog import RECIPES
 from tailwise.recipes.overrides import override
 from tailwise.reproduction import plan, reproduce, targets
-from tailwise.reproduction.evidence import compared, first_stage, of_another_benchmark, verdict
+from tailwise.reproduction.evidence import (
+    begun_below,
+    compared,
+    first_stage,
+    of_another_benchmark,
+    run_of,
+    verdict,
+)
 from tailwise.reproduction.targets import Target
 
 
@@ -100,6 +108,21 @@ def test_what_is_committed_is_found_again():
             recipe = override([RECIPES[run["recipe"]]], run["changed"])[0]
             assert run["key"] == first_stage(recipe, 0)
             assert run["key"] in {line["key"] for line in record["lines"]}
+
+
+def test_of_two_runs_of_one_first_stage_one_is_read_and_gone_on_with(tmp_path):
+    """Rows that a plan adds in one folder are not hidden by another folder with the same seed."""
+    recipe = override([RECIPES["digits-lt/decoupling"]], ["protocol=paper", "data.subset_seed=0"])[0]
+    for name, finished in (("a", False), ("b", True), ("c", True)):
+        (tmp_path / name / "seed-0").mkdir(parents=True)
+        content = {"format": runs.FORMAT, "recipe": recipe.model_dump(mode="json")}
+        runs.write_json(tmp_path / name / runs.RECIPE, content)
+        results = {**dict.fromkeys(runs.RESULT_KEYS), "seed": 0, "published_counts": [], "rows": {name: {}}}
+        if finished:
+            runs.write_json(tmp_path / name / "seed-0" / runs.RESULTS, results)
+    begun, key = begun_below(tmp_path), first_stage(recipe, 0)
+    assert run_of(begun, key, 0).path.name == "b"
+    assert [results["rows"] for _, results in reproduce._finished(begun)[key]] == [{"b": {}}]
 
 
 def test_a_setting_at_its_default_is_no_other_training():

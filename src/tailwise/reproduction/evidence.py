@@ -112,7 +112,12 @@ def begun_below(out: Path) -> list[Begun]:
 def run_of(begun: Sequence[Begun], key: str, seed: int) -> Begun | None:
     """The run that has a first stage: with this seed finished, else with it begun, else without it."""
     fitting = [run for run in begun if first_stage(run.recipe, seed) == key]
-    return max(fitting, key=lambda run: (run.seed(seed) is not None, seed in run.seeds), default=None)
+    return preferred(fitting, seed) if fitting else None
+
+
+def preferred(fitting: Sequence[Begun], seed: int) -> Begun:
+    """Of runs of one first stage the one whose seed counts, and is gone on with; the first of equals."""
+    return max(fitting, key=lambda run: (run.seed(seed) is not None, seed in run.seeds))
 
 
 def usable_rows(results: Mapping[str, Any], recipe: Recipe | DetectionRecipe) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from tailwise.reproduction.evidence import (
     first_stage,
     kept,
     of_another_benchmark,
+    preferred,
     row_name,
     usable_rows,
 )
@@ -227,13 +228,16 @@ def _run(job: Job, request: Request, watch: Watch, until: float | None) -> list[
 
 
 def _finished(begun: Sequence[Begun]) -> Disk:
-    """First stage -> the finished seeds of it, and their results."""
-    found: Disk = {}
+    """First stage -> the finished seeds of it, each from the run that a plan goes on with, and their results."""
+    fitting: dict[tuple[str, int], list[Begun]] = {}
     for run in begun:
         for number in run.seeds:
-            seed = run.seed(number)
-            if seed:
-                found.setdefault(first_stage(run.recipe, number), []).append((seed, seed.results()))
+            fitting.setdefault((first_stage(run.recipe, number), number), []).append(run)
+    found: Disk = {}
+    for (key, number), there in fitting.items():
+        seed = preferred(there, number).seed(number)
+        if seed:
+            found.setdefault(key, []).append((seed, seed.results()))
     return found
 
 
