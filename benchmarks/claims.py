@@ -3,9 +3,10 @@
     tailwise reproduce claims --seeds 1 --data-dir DIR                     # trains what it takes, on CIFAR-100-LT
     python benchmarks/claims.py runs/reproduce/cifar100-lt/* --out results/claims.json
 
-A claim whose runs are not all among those given has no verdict, only the numbers there are. Runs are told apart by what
-they trained: a causal classifier on a long-tailed set, one on a balanced set of about as many images, a linear one, by
-sampler. Nothing here chooses anything: curves and correlations on test are for looking at.
+A claim whose runs or rows are not all there has no verdict, only the numbers there are. The runs are those that the
+table `claims` asks for, under protocol paper: a causal classifier on a long-tailed set, one on a balanced set of as
+many images, a linear one by each sampler; of any length, which the record says. Others among those given are left out,
+and two of a kind are refused. Nothing here chooses anything: curves and correlations on test are for looking at.
 """
 
 import argparse
@@ -21,13 +22,18 @@ from tailwise.experiments import measure
 from tailwise.experiments.adjusters import head_cosines
 from tailwise.experiments.runs import open_runs
 from tailwise.figures.per_class import weight_of
+from tailwise.recipes.catalog import SAMPLERS
 from tailwise.report.summary import mean_and_std, paired_difference
 from tailwise.report.table import figure
+from tailwise.reproduction.evidence import first_stage
+from tailwise.reproduction.plan import changes
+from tailwise.reproduction.targets import targets_of
 
 ALL = (*GROUPS, "all")
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(51))
 NOISE = 0.5  # points between neighbouring alphas that count as neither rise nor fall
 REBALANCED = ("ncm", "tau-norm", "crt", "lws")
+EVERY_SAMPLER = ("instance", *SAMPLERS)
 CLAIMS = {
     "alpha": "with alpha many falls and few rises, up to its peak (Tang et al. 2020, Fig. 4)",
     "head-cosine": "features lean to the head direction, head classes most (Tang et al. 2020, Assumption 1)",
@@ -125,8 +131,10 @@ def claim_samplers(by_sampler):
         for name in methods
         for sampler, run in by_sampler.items()
     }
-    means = {sampler: rows[f"crt, {sampler}"][0]["mean"] for sampler in by_sampler} if "crt" in methods else {}
-    return {"holds": max(means, key=means.get) == "instance" if means else None, "rows": rows}
+    if "crt" not in methods or set(by_sampler) != set(EVERY_SAMPLER):
+        return {"holds": None, "rows": rows}
+    means = {sampler: rows[f"crt, {sampler}"][0]["mean"] for sampler in by_sampler}
+    return {"holds": max(means, key=means.get) == "instance", "rows": rows}
 
 
 def claim_gain(causal, linear):
@@ -138,9 +146,8 @@ def claim_gain(causal, linear):
         name for name in ("logit-adjustment", "crt-stored", *REBALANCED) if all(name in seed["rows"] for seed in tde)
     ]
     rows |= {f"tde less {name} of its own features": [paired_difference(tde, tde, (name, "tde"))] for name in same}
-    gains = [rows[f"tde less {name}"][0] for name in names if name in REBALANCED]
-    known = bool(gains) and None not in gains
-    return {"holds": all(gain["mean"] > 0 for gain in gains) if known else None, "rows": rows}
+    gains = [rows.get(f"tde less {name}", [None])[0] for name in REBALANCED]
+    return {"holds": None if None in gains else all(gain["mean"] > 0 for gain in gains), "rows": rows}
 
 
 def over(values):
@@ -153,39 +160,62 @@ def results(trained):
     return json.loads((trained.folder / "results.json").read_text())
 
 
-def sorted_out(runs, data_dir):
-    """(causal on a long tail, causal on a balanced set, linear with bias, such by sampler), opened; None if absent."""
-    causal = balanced = None
-    by_sampler = {}
+def kind_of(recipe):
+    """What a run is to the claims, if they ask for it: "causal", "balanced", or the sampler of a linear classifier."""
+    if recipe.classifier.name == "causal":
+        return "balanced" if recipe.data.imbalance_ratio == 1 else "causal"
+    return recipe.stages[0].sampler
+
+
+def training_of(recipe):
+    """What makes two trainings the same but for their length and their subset."""
+    first, *others = recipe.stages
+    stages = (first.model_copy(update={"epochs": 1, "schedule": None}), *others)
+    data = recipe.data.model_copy(update={"subset_seed": 0})
+    return first_stage(recipe.model_copy(update={"stages": stages, "data": data}), 0)
+
+
+def sorted_out(runs):
+    """The runs that the table `claims` asks for, by what they are to the claims; says which are left out.
+
+    Raises:
+        InputError: two of a kind, none of which is to be preferred.
+    """
+    asked_for = {training_of(target.recipe.model_copy(update={"protocol": "paper"})) for target in targets_of("claims")}
+    taken = {}
     for run in runs:
-        opened = [measure.open_trained(seed, data_dir) for seed in run.seeds]
-        recipe = run.recipe
-        if recipe.classifier.name == "causal":
-            flat = recipe.data.imbalance_ratio == 1
-            causal, balanced = (causal, opened) if flat else (opened, balanced)
-        elif recipe.methods[0] == "joint":
-            by_sampler[recipe.stages[0].sampler] = opened
-    return causal, balanced, by_sampler.get("instance"), by_sampler
+        kind = kind_of(run.recipe)
+        if training_of(run.recipe) not in asked_for:
+            print(f"left out: {run.path}, which no claim asks for")
+        elif kind in taken:
+            raise InputError(f"runs: expected one of a kind, got two of '{kind}': {taken[kind].path} and {run.path}")
+        else:
+            taken[kind] = run
+    return taken
 
 
-def asked(runs, data_dir):
+def asked(taken, data_dir):
     """Every claim, as found; None where its runs are not there."""
-    causal, balanced, linear, by_sampler = sorted_out(runs, data_dir)
+    opened = {kind: [measure.open_trained(seed, data_dir) for seed in run.seeds] for kind, run in taken.items()}
+    causal, balanced, linear = (opened.get(kind) for kind in ("causal", "balanced", "instance"))
+    by_sampler = {kind: opened[kind] for kind in EVERY_SAMPLER if kind in opened}
     return {
         "alpha": claim_alpha(causal) if causal else None,
         "head-cosine": claim_cosine(causal, balanced) if causal else None,
         "weight-norms": claim_norms(linear) if linear else None,
-        "samplers": claim_samplers(by_sampler) if len(by_sampler) > 1 and linear else None,
+        "samplers": claim_samplers(by_sampler) if len(by_sampler) > 1 else None,
         "gain": claim_gain(causal, linear) if causal else None,
     }
 
 
 def record_of(runs, data_dir=None):
     """The claims, with what they rest on."""
+    taken = sorted_out(runs)
     about = [
         {
             "recipe": run.recipe.name,
             "data": run.recipe.data.model_dump(mode="json"),
+            "changed": changes(run.recipe),
             "epochs": sum(stage.epochs for stage in run.recipe.stages),
             "protocol": run.recipe.protocol,
             "compute": run.recipe.compute.model_dump(mode="json"),
@@ -194,9 +224,9 @@ def record_of(runs, data_dir=None):
                 for seed in run.seeds
             ],
         }
-        for run in runs
+        for run in taken.values()
     ]
-    return {"claims": asked(runs, data_dir), "runs": about}
+    return {"claims": asked(taken, data_dir), "runs": about}
 
 
 def table(record):
@@ -207,7 +237,7 @@ def table(record):
         f"{'seed' if len(run['seeds']) == 1 else 'seeds'} {', '.join(str(seed['seed']) for seed in run['seeds'])}"
         for run in record["runs"]
     ]
-    fewest = min(len(run["seeds"]) for run in record["runs"])
+    fewest = min((len(run["seeds"]) for run in record["runs"]), default=0)
     for name, claim in record["claims"].items():
         verdict = {None: "no verdict, runs are missing", True: "as claimed", False: "not as claimed"}[
             claim and claim["holds"]
@@ -243,7 +273,10 @@ def main():
     parser.add_argument("--data-dir", type=Path, help="for stores that are gone")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    record = record_of([run for folder in given.runs for run in finished(folder)], given.data_dir)
+    try:
+        record = record_of([run for folder in given.runs for run in finished(folder)], given.data_dir)
+    except InputError as error:
+        parser.error(str(error))
     print(table(record), end="")
     if given.out:
         given.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -6,6 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from tailwise import InputError
+from tailwise.recipes.catalog import RECIPES
+from tailwise.recipes.overrides import override
+from tailwise.reproduction.targets import BALANCED
+
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("claims", ROOT / "benchmarks/claims.py")
 claims = importlib.util.module_from_spec(spec)
@@ -64,11 +69,50 @@ def test_a_gain_is_paired_over_seeds(monkeypatch):
         return {"seed": seed, "subset_hash": "s", "rows": {name: {"all": value} for name, value in rows.items()}}
 
     monkeypatch.setattr(claims, "results", lambda record: record)
-    joint = [of(0, joint=40.0, crt=42.0, ncm=45.0), of(1, joint=41.0, crt=43.0, ncm=44.0)]
+    others = {"tau-norm": 42.0, "lws": 42.0}
+    joint = [of(0, joint=40.0, crt=42.0, ncm=45.0, **others), of(1, joint=41.0, crt=43.0, ncm=44.0, **others)]
     tde = [of(1, tde=46.0), of(0, tde=44.0)]
     claim = claims.claim_gain(tde, joint)
     assert claim["rows"]["tde less crt"][0]["mean"] == 2.5
     assert claim["rows"]["tde less ncm"][0]["mean"] == 0.5
     assert claim["holds"]
     joint[0]["rows"]["ncm"]["all"] = 48.0
-    assert not claims.claim_gain(tde, joint)["holds"]
+    assert claims.claim_gain(tde, joint)["holds"] is False
+    for seed in joint:
+        del seed["rows"]["lws"]
+    assert claims.claim_gain(tde, joint)["holds"] is None  # of one row nothing is known
+
+
+def test_the_best_sampler_is_the_best_of_four(monkeypatch):
+    monkeypatch.setattr(claims, "results", lambda record: record)
+    of = {name: [{"rows": {"crt": {"all": 40.0 - place}}}] for place, name in enumerate(claims.EVERY_SAMPLER)}
+    assert claims.claim_samplers(of)["holds"] is True
+    del of["progressive"]
+    assert claims.claim_samplers(of)["holds"] is None
+
+
+def test_the_runs_are_those_of_the_table(capsys):
+    """Of any length; another ratio, network, classifier or protocol is left out, and two of a kind are refused."""
+
+    def run(name, *settings):
+        recipe = override([RECIPES[f"cifar100-lt/{name}"]], ["protocol=paper", "data.subset_seed=0", *settings])[0]
+        return SimpleNamespace(recipe=recipe, path="/".join((name, *settings)))
+
+    half = ("stages.0.epochs=100", "stages.0.schedule.milestones=[60,80]")
+    expected = {
+        "causal": run("tde"),
+        "instance": run("joint"),  # the first stage of decoupling
+        "square-root": run("decoupling-square-root"),
+        "balanced": run("tde", *BALANCED, *half),
+    }
+    others = [
+        run("joint-published"),
+        run("linear"),
+        run("tde", "data.imbalance_ratio=50"),
+        run("tde", "classifier.num_heads=4"),
+        run("tde", "protocol=clean"),
+    ]
+    assert claims.sorted_out([*others, *expected.values(), *others]) == expected
+    assert capsys.readouterr().out.count("left out: ") == 10
+    with pytest.raises(InputError, match=r"runs: expected one of a kind, got two of 'balanced': tde/.* and tde/"):
+        claims.sorted_out([*expected.values(), run("tde", *BALANCED)])
