@@ -122,7 +122,7 @@ def test_of_two_runs_of_one_first_stage_one_is_read_and_gone_on_with(tmp_path):
             runs.write_json(tmp_path / name / "seed-0" / runs.RESULTS, results)
     begun, key = begun_below(tmp_path), first_stage(recipe, 0)
     assert run_of(begun, key, 0).path.name == "b"
-    assert [results["rows"] for _, results in reproduce._finished(begun)[key]] == [{"b": {}}]
+    assert [seed.results["rows"] for seed in reproduce._finished(begun)[key]] == [{"b": {}}]
 
 
 def test_a_setting_at_its_default_is_no_other_training():

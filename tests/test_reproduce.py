@@ -291,10 +291,13 @@ def test_what_is_printed_of_val_is_compared_with_val(table, tmp_path, monkeypatc
     ]
     found = [targets._target(cell, epochs=False) for cell in cells]
     monkeypatch.setattr(plan, "targets_of", lambda *_: found)
-    made = plan.plan(Request("kang-1", tmp_path, seeds=1))
+    made = plan.plan(Request("kang-1", tmp_path, seeds=1, data_dir=tmp_path))
     assert [job.recipe.protocol for job in made.jobs] == ["clean"]
     assert reproduce.work(made, Silent()) == []
+    opened, real = [], measure.open_trained
+    monkeypatch.setattr(measure, "open_trained", lambda *given, **more: opened.append(given) or real(*given, **more))
     lines = reproduce.record(made)["lines"]
+    assert [data_dir for _, data_dir in opened] == [tmp_path]  # once for both
     (seed,) = tmp_path.glob("*/*/seed-0")
     val = Store.load(seed / "stores/val", runs.read_json(seed / "results.json")["checkpoint"])
     logits = tde(torch.tensor(val.features), measure.load_model(seed).classifier, 0.5)

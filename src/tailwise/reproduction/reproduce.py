@@ -6,6 +6,8 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,23 @@ from tailwise.reproduction.targets import Target, about
 
 FORMAT = "tailwise-reproduction/1"
 LIKE_PRINTED = (*WITHOUT_EFFECT, "detector.framework")  # settings with which a number may still be compared
-Disk = dict[str, list[tuple[runs.SeedFolder | DetectionSeed, dict[str, Any]]]]
+
+
+@dataclass(frozen=True)
+class _Seed:
+    """A finished seed and its results; `opened` where a row of it has to be computed, once for all of them."""
+
+    folder: runs.SeedFolder | DetectionSeed
+    results: dict[str, Any]
+    data_dir: Path | None
+
+    @cached_property
+    def opened(self) -> Trained:
+        assert isinstance(self.folder, runs.SeedFolder)
+        return measure.open_trained(self.folder, self.data_dir, device="cpu")
+
+
+Disk = dict[str, list[_Seed]]
 
 
 def work(
@@ -110,7 +128,7 @@ def record(made: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
             if there != here:  # its lines would be written over by those of another experiment
                 raise checks.InputError(f"record: expected one of {what} {_said(here)}, got {_said(there)}")
     runs_there = {run["key"]: dict(run) for run in (before or {}).get("runs", [])}
-    disk = _finished(begun_below(request.out))
+    disk = _finished(begun_below(request.out), request.data_dir)
     lines = []
     for target in made.targets:
         seeds_of: dict[str, list[dict[str, Any]]] = {}
@@ -227,8 +245,8 @@ def _run(job: Job, request: Request, watch: Watch, until: float | None) -> list[
     return notes
 
 
-def _finished(begun: Sequence[Begun]) -> Disk:
-    """First stage -> the finished seeds of it, each from the run that a plan goes on with, and their results."""
+def _finished(begun: Sequence[Begun], data_dir: Path | None = None) -> Disk:
+    """First stage -> the finished seeds of it, each from the run that a plan goes on with."""
     fitting: dict[tuple[str, int], list[Begun]] = {}
     for run in begun:
         for number in run.seeds:
@@ -237,7 +255,7 @@ def _finished(begun: Sequence[Begun]) -> Disk:
     for (key, number), there in fitting.items():
         seed = preferred(there, number).seed(number)
         if seed:
-            found.setdefault(key, []).append((seed, seed.results()))
+            found.setdefault(key, []).append(_Seed(seed, seed.results(), data_dir))
     return found
 
 
@@ -247,16 +265,15 @@ def _collect(
     """(first stage, what is known of every seed of it); what is on disk goes into `runs_there` by the first stage."""
     key = first_stage(recipe, 0)
     known = {seed["seed"]: seed for seed in runs_there.get(key, {}).get("seeds", [])}
-    for seed, results in disk.get(key, []):
-        rows, earlier = usable_rows(results, recipe), known.get(seed.seed)
-        if (target.alpha is not None or target.on_val) and isinstance(seed, runs.SeedFolder):
-            trained = measure.open_trained(seed, None, device="cpu")
+    for seed in disk.get(key, []):
+        rows, earlier = usable_rows(seed.results, recipe), known.get(seed.folder.seed)
+        if (target.alpha is not None or target.on_val) and isinstance(recipe, Recipe):
             of = measure.val_row if target.on_val else Trained.row
-            rows[row_name(target)] = of(trained, target.method, Asked(alpha=target.alpha))
-        found = kept(results, rows)
-        if earlier and earlier["checkpoint"] == results["checkpoint"]:
+            rows[row_name(target)] = of(seed.opened, target.method, Asked(alpha=target.alpha))
+        found = kept(seed.results, rows)
+        if earlier and earlier["checkpoint"] == seed.results["checkpoint"]:
             found["rows"] = {**earlier["rows"], **found["rows"]}
-        known[seed.seed] = found
+        known[seed.folder.seed] = found
     if known:
         seeds = [known[number] for number in sorted(known)]
         changed = [f"{name}={value}" for name, value in changes(recipe).items()]
