@@ -9,10 +9,11 @@ import torch
 from tailwise import InputError
 from tailwise.experiments import runs
 from tailwise.experiments.build_data import build_data
+from tailwise.experiments.watch import Silent
 from tailwise.recipes.catalog import RECIPES
 from tailwise.recipes.overrides import override
 from tailwise.report.reproduction import span
-from tailwise.reproduction import estimate, plan, reproduce
+from tailwise.reproduction import estimate, plan, reproduce, targets
 from tailwise.reproduction.plan import Job, Request
 
 
@@ -50,6 +51,30 @@ def test_the_papers_own_rows_come_first(tmp_path, monkeypatch):
     assert {job.lacks for job in made.jobs} == {"no data: cifar100-lt"}
     assert made.left == []
     assert all(job.recipe.data.subset_seed == 0 and job.recipe.protocol == "paper" for job in made.jobs)
+
+
+def test_out_of_memory_costs_one_training(tmp_path, monkeypatch):
+    """While steps are timed or later: the others go on, and plan, record and notes say why."""
+
+    def timed_cost(recipe, data, device):
+        if recipe.classifier.name == "causal":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+        return estimate.Cost(1.0, 0, "steps")
+
+    def train(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    rows = [
+        targets.Target("digits", "row", "all", name, recipe=RECIPES[f"digits-lt/{name}"]) for name in ("tde", "linear")
+    ]
+    monkeypatch.setattr(plan, "timed_cost", timed_cost)
+    monkeypatch.setattr(plan, "targets_of", lambda *_: rows)
+    monkeypatch.setattr(reproduce.experiment, "train", train)
+    made = plan.plan(Request("kang-2", tmp_path, seeds=2))
+    assert [job.lacks for job in made.jobs] == ["failed: out of memory"] * 2 + [None] * 2
+    assert plan.plan_record(made)["runs"][0]["lacks"] == "failed: out of memory"
+    assert reproduce.work(made, Silent()) == [f"digits-lt/linear seed {seed}: out of memory" for seed in (0, 1)]
+    assert {line["reason"] for line in reproduce.record(made)["lines"]} == {"failed: out of memory"}
 
 
 def test_lengths_of_time():

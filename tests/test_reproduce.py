@@ -249,7 +249,7 @@ def test_a_row_that_fails_leaves_the_others(table, tmp_path, monkeypatch):
     assert notes == ["digits-lt/decoupling seed 0, fine-tune-last-block: it diverged"]
     record = reproduce.record(made)
     reasons = {(line["method"], line["metric"]): (line["verdict"], line["reason"]) for line in record["lines"]}
-    assert reasons["fine-tune-last-block", "all"] == ("not run", "failed")
+    assert reasons["fine-tune-last-block", "all"] == ("not run", "failed: it diverged")
     assert reasons["crt", "all"] == reasons["joint", "all"] == ("single run", None)
 
 

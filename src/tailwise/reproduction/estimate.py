@@ -26,6 +26,7 @@ from tailwise.seeds import mixed_seed
 from tailwise.train import Batches, Compute, Stage, fit
 from tailwise.train.compute import peak_memory
 
+FAILURES = (checks.InputError, torch.OutOfMemoryError)  # that cost one training and not the whole table
 STEPS, SECONDS = 3, 3.0  # that a timing takes, whichever ends first, after a step to warm up
 
 
@@ -66,6 +67,11 @@ class _Timed:
             if len(warm) > STEPS or (len(warm) > 1 and warm[-1] - warm[0] > SECONDS):
                 raise _Enough
             yield batch
+
+
+def why(failure: Exception) -> str:
+    """What is said of one of `FAILURES`, on a line."""
+    return "out of memory" if isinstance(failure, torch.OutOfMemoryError) else str(failure)
 
 
 def timed_cost(recipe: Recipe, data: LongTailedData, device: torch.device) -> Cost:

@@ -21,7 +21,7 @@ from tailwise.recipes.detection import DETECTION_RECIPES, DetectionRecipe
 from tailwise.recipes.methods import METHODS, adjusters_of
 from tailwise.recipes.overrides import override
 from tailwise.recipes.schema import Recipe, SecondStageSettings
-from tailwise.reproduction.estimate import Cost, epochs_done, timed_cost, timed_detector_cost
+from tailwise.reproduction.estimate import FAILURES, Cost, epochs_done, timed_cost, timed_detector_cost, why
 from tailwise.reproduction.evidence import Begun, begun_below, first_stage, run_of, usable_rows
 from tailwise.reproduction.targets import Target, about, selected, targets_of
 
@@ -58,7 +58,7 @@ class Job:
 
     recipe: what it would be begun with. run: the folder that has it, or will. methods: rows that are wanted of it.
     second: the second stages of the rows' own recipes. epochs, done: on images, second stages included. lacks: why it
-    cannot be run, or was not; said: what says so. failed: rows that could not be made.
+    cannot be run, or was not; said: more of that. failed: rows that could not be made, and why.
     """
 
     key: str
@@ -74,7 +74,7 @@ class Job:
     cost: Cost | None = None
     lacks: str | None = None
     said: str = ""
-    failed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
 
     @property
     def begins_with(self) -> Recipe | DetectionRecipe:
@@ -203,7 +203,7 @@ def plan_record(made: Plan) -> dict[str, Any]:
                 "seconds": sum(job.seconds or 0.0 for job in left),
                 "memory": cost.memory if cost else None,
                 "estimated_from": cost.origin if cost else None,
-                "lacks": first.lacks and f"{first.lacks} ({first.said})",
+                "lacks": first.lacks and first.lacks + f" ({first.said})" * bool(first.said),
             }
         )
     lacking = dict.fromkeys(target.lacks for target in made.asked if target.lacks)
@@ -270,7 +270,7 @@ def _estimate(jobs: Sequence[Job], request: Request, tell: Callable[[str], None]
     """Find out what each job still takes, and which cannot be run; adds the rows that need no training."""
     device = find_device(request.device)
     found: dict[str, Any] = {}
-    timed: dict[tuple[str, int], tuple[Cost, int]] = {}
+    timed: dict[tuple[str, int], tuple[Cost, int] | str] = {}
     for job in jobs:
         recipe = job.recipe
         after = _count_epochs(job)
@@ -297,10 +297,13 @@ def _estimate(jobs: Sequence[Job], request: Request, tell: Callable[[str], None]
                 tell(f"timing some steps of {recipe.name}")
                 try:
                     timed[like] = (_timed(recipe, data, device), len(data.train))
-                except checks.InputError as error:
-                    job.lacks, job.said = "failed", str(error)
-                    continue
-            cost, images = timed[like]
+                except FAILURES as error:
+                    timed[like] = f"failed: {why(error)}"
+            known = timed[like]
+            if isinstance(known, str):
+                job.lacks = known
+                continue
+            cost, images = known
             job.cost = Cost(cost.epoch * len(data.train) / images, cost.memory, cost.origin, cost.start)
 
 

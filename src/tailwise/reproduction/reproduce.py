@@ -22,6 +22,7 @@ from tailwise.experiments.watch import Watch
 from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.schema import Recipe
 from tailwise.report.reproduction import markdown
+from tailwise.reproduction.estimate import FAILURES, why
 from tailwise.reproduction.evidence import (
     Begun,
     begun_below,
@@ -86,9 +87,9 @@ def work(
             job.lacks = "in work"
             notes.append(f"{job.recipe.name} seed {job.seed}: {error}")
             continue
-        except checks.InputError as error:
-            job.lacks = "failed"
-            notes.append(f"{job.recipe.name} seed {job.seed}: {error}")
+        except FAILURES as error:
+            job.lacks = f"failed: {why(error)}"
+            notes.append(f"{job.recipe.name} seed {job.seed}: {why(error)}")
         worked = True
         on_done()
     for job in left:
@@ -140,8 +141,8 @@ def record(made: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
             found, seeds_of[protocol] = _collect(target, recipe, disk, runs_there)
             key = found if protocol == target.under else key
         failed = next((job.lacks for job in made.jobs if job.key == key and job.lacks), None)
-        if any(job.key == key and target.method in job.failed for job in made.jobs):
-            failed = "failed"
+        of_row = (job.failed[target.method] for job in made.jobs if job.key == key and target.method in job.failed)
+        failed = next((f"failed: {text}" for text in of_row), failed)
         reason = _reason(target, seeds_of.get(target.under, []), failed, request)
         line = compared(target, seeds_of, reason)
         if target.asked or asked or line["ours"]:
@@ -239,9 +240,9 @@ def _run(job: Job, request: Request, watch: Watch, until: float | None) -> list[
             measure.adjust(trained, method, save_every=60.0, watch=watch, until=until)
         except TakenError:
             raise
-        except checks.InputError as error:
-            job.failed.append(method)
-            notes.append(f"{job.recipe.name} seed {job.seed}, {method}: {error}")
+        except FAILURES as error:
+            job.failed[method] = why(error)
+            notes.append(f"{job.recipe.name} seed {job.seed}, {method}: {why(error)}")
     return notes
 
 
