@@ -16,6 +16,7 @@ from tailwise.reproduction.evidence import (
     first_stage,
     of_another_benchmark,
     run_of,
+    usable_rows,
     verdict,
 )
 from tailwise.reproduction.targets import Target
@@ -123,6 +124,31 @@ def test_of_two_runs_of_one_first_stage_one_is_read_and_gone_on_with(tmp_path):
     begun, key = begun_below(tmp_path), first_stage(recipe, 0)
     assert run_of(begun, key, 0).path.name == "b"
     assert [seed.results["rows"] for seed in reproduce._finished(begun)[key]] == [{"b": {}}]
+
+
+def test_a_strength_counts_if_it_was_chosen_as_the_recipe_would():
+    """On what and by which metric; one that a recipe gives is the same under every protocol."""
+
+    def counts(settings, **row):
+        recipe = override([RECIPES["digits-lt/decoupling-all"], RECIPES["digits-lt/tde"]], settings)["alpha" in row]
+        return bool(usable_rows({"rows": {"row": row}}, recipe))
+
+    def chosen(on, by="mean-per-class", value=0.5):
+        return {"value": value, "from": on, "by": by}
+
+    for protocol, on, other in (("paper", "train", "val"), ("clean", "val", "train")):
+        under = [f"protocol={protocol}"]
+        assert counts(under, norm_power=chosen(on))
+        assert not counts(under, norm_power=chosen(other))
+        assert not counts(under, norm_power=chosen(on, by="few"))
+        assert counts([*under, "metric=few"], norm_power=chosen(on, by="few"))
+        assert counts([*under, "tau_norm.power=0.5"], norm_power=chosen(on))
+        assert not counts([*under, "tau_norm.power=0.7"], norm_power=chosen(on))
+        assert counts([*under, "tau_norm.power=learned"], norm_power={"value": 0.3, "from": "learned"})
+        assert counts([*under, "tde.alpha=2.0"], alpha={"value": 2.0, "from": "recipe"})
+        assert not counts([*under, "tde.alpha=2.0"], alpha=chosen("val", value=3.3))
+    assert counts(["protocol=clean"], alpha=chosen("val"))
+    assert not counts(["protocol=paper"], alpha=chosen("val"))
 
 
 def test_a_setting_at_its_default_is_no_other_training():

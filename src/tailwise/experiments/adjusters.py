@@ -58,6 +58,16 @@ class Adjusted:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+def strengths_of(recipe: Recipe) -> tuple[Alpha, Power]:
+    """(alpha, norm power) as a recipe and its protocol say: a number, or how one is chosen."""
+    alpha, power = recipe.tde.alpha, recipe.tau_norm.power
+    if alpha is None:
+        alpha = "auto" if recipe.protocol == "clean" else recipe.tde.fixed_alpha
+    if power is None:
+        power = "train" if recipe.protocol == "paper" else "auto"
+    return alpha, power
+
+
 def choice_of(
     recipe: Recipe,
     counts: ClassCounts,
@@ -73,14 +83,9 @@ def choice_of(
         InputError: "auto" under a protocol without val.
     """
     alpha_from, power_from = ("recipe" if value is None else "given" for value in (alpha, power))
-    if alpha is None:
-        alpha = recipe.tde.alpha
-    if alpha is None:
-        alpha = "auto" if recipe.protocol == "clean" else recipe.tde.fixed_alpha
-    if power is None:
-        power = recipe.tau_norm.power
-    if power is None:
-        power = "train" if recipe.protocol == "paper" else "auto"
+    of_recipe = strengths_of(recipe)
+    alpha = of_recipe[0] if alpha is None else alpha
+    power = of_recipe[1] if power is None else power
     for name, value, others in (("alpha", alpha, "a number"), ("power", power, "a number, train or learned")):
         if value == "auto" and recipe.protocol == "paper":
             raise checks.InputError(

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from tailwise.data.long_tail import long_tailed_counts
 from tailwise.experiments import detection_runs, runs
+from tailwise.experiments.adjusters import strengths_of
 from tailwise.experiments.detection_runs import DetectionSeed
 from tailwise.recipes.catalog import with_second_stage
 from tailwise.recipes.datasets import SubsetSettings
@@ -68,7 +69,7 @@ def first_stage(recipe: Recipe | DetectionRecipe, seed: int) -> str:
     else:
         settings = {key: value for key, value in told.items() if key in FIRST_STAGE}
         if recipe.protocol == "paper":
-            settings.pop("metric", None)  # nothing is chosen by it
+            settings.pop("metric", None)  # no epoch is chosen by it
     for name in ("kept", "workers"):
         settings["data"].pop(name, None)  # where images lie and who reads them is no setting of training
     if getattr(recipe.data, "subset_seed", seed) is None:
@@ -128,12 +129,9 @@ def usable_rows(results: Mapping[str, Any], recipe: Recipe | DetectionRecipe) ->
 def _as_planned(name: str, row: Mapping[str, Any], recipe: Recipe | DetectionRecipe) -> bool:
     if isinstance(recipe, DetectionRecipe):
         return bool(row.get("alpha", recipe.inference.alpha) == recipe.inference.alpha)
-    if "alpha" in row and recipe.protocol == "paper":
-        alpha = recipe.tde.fixed_alpha if recipe.tde.alpha is None else recipe.tde.alpha
-        return bool(row["alpha"]["value"] == alpha)
-    if "norm_power" in row and recipe.protocol == "paper":
-        power = recipe.tau_norm.power or "train"
-        return bool(row["norm_power"]["from" if isinstance(power, str) else "value"] == power)
+    for key, strength in zip(("alpha", "norm_power"), strengths_of(recipe), strict=True):
+        if key in row:
+            return _strength_as_planned(row[key], strength, recipe.metric)
     if "distance" in row:
         return bool(row["distance"] == ("centered" if name == "ncm-centered" else recipe.ncm.distance))
     if "second_stage" in row:
@@ -144,6 +142,15 @@ def _as_planned(name: str, row: Mapping[str, Any], recipe: Recipe | DetectionRec
         except ValidationError:
             return False
     return True
+
+
+def _strength_as_planned(strength: Mapping[str, Any], expected: float | str, metric: str) -> bool:
+    """Whether it is the number expected, or was chosen on what and by what is expected."""
+    if not isinstance(expected, str):
+        return bool(strength["value"] == expected)
+    if expected == "learned":
+        return bool(strength["from"] == "learned")
+    return strength.get("by") == metric and (strength["from"] == "train") == (expected == "train")
 
 
 def row_name(target: Target) -> str:
