@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from jpeg_trees import TRAIN, benchmark_tree
 from tailwise import InputError
@@ -23,7 +24,7 @@ from tailwise.recipes import catalog
 from tailwise.recipes.catalog import RECIPES
 from tailwise.recipes.overrides import override
 from tailwise.recipes.published import _table
-from tailwise.report.reproduction import markdown
+from tailwise.report.reproduction import markdown, print_reproduction
 from tailwise.reproduction import estimate, plan, reproduce, targets
 from tailwise.reproduction.evidence import begun_below, first_stage, run_of
 from tailwise.reproduction.plan import Request
@@ -282,7 +283,7 @@ def test_other_protocols_stand_beside(out, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("printed_rows_alone")
-def test_what_is_printed_of_val_is_compared_with_val(table, tmp_path, monkeypatch):
+def test_what_is_printed_of_val_is_compared_with_val(table, tmp_path, monkeypatch, capsys):
     (printed,) = (
         cell for cell in targets.published_table(targets.KANG, 1).cells if (cell.method, cell.metric) == ("tde", "all")
     )
@@ -296,7 +297,8 @@ def test_what_is_printed_of_val_is_compared_with_val(table, tmp_path, monkeypatc
     assert reproduce.work(made, Silent()) == []
     opened, real = [], measure.open_trained
     monkeypatch.setattr(measure, "open_trained", lambda *given, **more: opened.append(given) or real(*given, **more))
-    lines = reproduce.record(made)["lines"]
+    record = reproduce.record(made)
+    lines = record["lines"]
     assert [data_dir for _, data_dir in opened] == [tmp_path]  # once for both
     (seed,) = tmp_path.glob("*/*/seed-0")
     val = Store.load(seed / "stores/val", runs.read_json(seed / "results.json")["checkpoint"])
@@ -306,6 +308,9 @@ def test_what_is_printed_of_val_is_compared_with_val(table, tmp_path, monkeypatc
     assert [line["ours"]["clean"]["values"] for line in lines] == [[pytest.approx(one)] for one in accuracy]
     assert [line["verdict"] for line in lines] == ["single run", "single run"]
     assert lines[1]["difference"] == pytest.approx(accuracy[1] - 50.0)
+    record["runs"][0]["seeds"][0]["rows"]["ncm"] = {"all": 50.0}
+    print_reproduction(Console(), record)
+    assert "from the same first stages, of test, protocol clean, no number in print:" in capsys.readouterr().out
 
 
 def test_a_record_outlives_its_runs(out, tmp_path):

@@ -168,20 +168,21 @@ def _print_beside(console: Console, record: Mapping[str, Any]) -> None:
     found = list(_beside(record))
     if not found:
         return
-    _say(console, "from the same first stages, protocol paper, no number in print:")
+    under = " and ".join(sorted({protocol for protocol, *_ in found}))
+    _say(console, f"from the same first stages, of test, protocol {under}, no number in print:")
     columns = _columns(record)
     table = _table("row", *columns, "seeds")
     for column in table.columns[1:]:
         column.justify = "right"
-    for section, inside in groupby(found, key=lambda row: row[0]):
+    for section, inside in groupby(found, key=lambda row: row[1]):
         table.add_row(section, style="bold")
-        for _, name, *cells in inside:
+        for _, _, name, *cells in inside:
             table.add_row(f" {name}", *cells)
     console.print(table)
 
 
 def _beside(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """(run, row, a cell for each group, seeds) of each row that has no line, run by run."""
+    """(protocol, run, row, a cell for each group, seeds) of each row that has no line, run by run."""
     named: dict[str, tuple[str, set[str]]] = {}
     for line in record["lines"]:
         if line["key"]:
@@ -194,8 +195,9 @@ def _beside(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         names = dict.fromkeys(name for seed in run["seeds"] for name in seed["rows"])
         for name in (name for name in names if name.partition(",")[0] not in methods):
             there = [seed["rows"][name] for seed in run["seeds"] if name in seed["rows"]]
+            protocol = run["seeds"][0]["protocol"]
             cells = (figure(mean_and_std([row.get(column) for row in there])) for column in _columns(record))
-            yield (section, name, *cells, str(len(there)))
+            yield (protocol, section, name, *cells, str(len(there)))
 
 
 def _columns(record: Mapping[str, Any]) -> tuple[str, ...]:
