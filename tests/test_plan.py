@@ -77,6 +77,16 @@ def test_out_of_memory_costs_one_training(tmp_path, monkeypatch):
     assert {line["reason"] for line in reproduce.record(made)["lines"]} == {"failed: out of memory"}
 
 
+def test_what_an_option_says_is_no_setting(tmp_path):
+    for setting, option in (
+        ("protocol=clean", "--protocol"),
+        ("data.subset_seed=4", "--subset-seed"),
+        ("seeds=1", "--seeds"),
+    ):
+        with pytest.raises(InputError, match=f"expected the option {option}, got '{setting}'"):
+            plan.plan(Request("tang-3", tmp_path, settings=(setting,)))
+
+
 def test_lengths_of_time():
     assert [estimate.seconds_of(text) for text in ("90s", "45m", "2h", "1d2h3m4s")] == [90, 2700, 7200, 93_784]
     for text in ("", "45", "m", "1m2h", "-3m", "4x", "1.5h"):

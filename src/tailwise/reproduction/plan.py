@@ -28,7 +28,7 @@ from tailwise.reproduction.targets import Target, about, selected, targets_of
 # Classifiers whose stores are adjusted in every way that needs no images, for what stands beside the printed rows
 PLAIN = ("linear", "joint", "cosine", "capsule", "de-confound")
 WITHOUT_EFFECT = ("compute.", "data.kept", "data.workers")  # of settings: what is trained is the same
-NAMED_ELSEWHERE = ("protocol", "data.subset_seed")
+NAMED_ELSEWHERE = {"protocol": "--protocol", "data.subset_seed": "--subset-seed", "seeds": "--seeds"}
 FROM_STORES = ("ncm", "ncm-centered", "tau-norm", "crt-stored", "lws-stored", "logit-adjustment")
 
 
@@ -148,6 +148,10 @@ def plan(request: Request, tell: Callable[[str], None] = lambda _: None) -> Plan
     checks.whole("subset_seed", request.subset_seed, at_least=0)
     for protocol in request.protocols:
         checks.choice("protocol", protocol, PROTOCOLS)
+    for setting in request.settings:
+        name = setting.partition("=")[0]
+        if name in NAMED_ELSEWHERE:
+            raise checks.InputError(f"{name}: expected the option {NAMED_ELSEWHERE[name]}, got '{setting}'")
     find_device(request.device)
     targets = targets_of(request.table, request.settings)
     asked = selected(targets, request.rows)
