@@ -32,6 +32,8 @@ def test_verdicts():
         (1.0, 1.0, 4, "pass"),
         (1.01, 1.0, 4, "pass, above"),
         (None, 1.0, 3, "-"),
+        (0.0, None, 3, "other setting"),
+        (0.0, None, 1, "other setting"),
         (None, 1.0, 0, "not run"),
     ]:
         assert verdict(difference, tolerance, seeds, None) == expected
@@ -40,14 +42,22 @@ def test_verdicts():
 
 def test_tolerances():
     tolerance = {
-        ("cifar100-lt-10", "tde", "all"): 1.5,
-        ("cifar10-lt-100", "de-confound", "all"): 1.5,
-        ("cifar10-lt-100", "bbn", "all"): 1.0,
-        ("imagenet-lt, ResNet-10", "tde", "all"): 0.5,
-        ("imagenet-lt, ResNet-10", "tde", "few"): 2.0,
+        ("cifar100-lt-10", "tde", "all", None): 1.5,
+        ("cifar10-lt-100", "de-confound", "all", "test"): 1.5,
+        ("cifar10-lt-100", "bbn", "all", "test"): 1.0,
+        ("imagenet-lt, ResNet-10", "tde", "all", "test"): 0.5,
+        ("imagenet-lt, ResNet-10", "crt", "all", "very likely val"): 1.5,
+        ("places-lt, ResNet-152", "crt", "all", None): 1.5,  # which split is not said
+        ("imagenet-lt, ResNet-10", "tde", "few", "test"): 2.0,
     }
-    for (section, method, metric), expected in tolerance.items():
-        assert Target(section, "row", metric, method).tolerance == expected
+    for (section, method, metric, split), expected in tolerance.items():
+        assert Target(section, "row", metric, method, split=split).tolerance == expected
+    of_others = [target for target in targets.targets_of("kang-4") if target.quoted]
+    assert {target.tolerance for target in of_others} == {None}
+    seeds = [{"seed": seed, "rows": {"focal": {"all": 34.6}}} for seed in range(3)]
+    focal = next(target for target in of_others if (target.method, target.metric) == ("focal", "all"))
+    line = compared(focal, {"paper": seeds}, None)
+    assert (line["difference"], line["verdict"]) == (pytest.approx(0.0), "other setting")
 
 
 def test_printed_numbers_are_compared_under_paper_alone():

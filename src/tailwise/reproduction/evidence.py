@@ -236,19 +236,24 @@ def compared(
     }
 
 
-def verdict(difference: float | None, tolerance: float, runs_there: int, reason: str | None) -> str:
+def verdict(difference: float | None, tolerance: float | None, runs_there: int, reason: str | None) -> str:
     """What may be said of a mean beside a printed number.
 
     "pass": at least three seeds, whose mean lies at most the tolerance below it; "pass, above" where it lies more than
-    the tolerance above. "off": it does not. Fewer seeds are no verdict, however near they come.
+    the tolerance above. "off": it does not. Fewer seeds are no verdict, however near they come; neither are any, where
+    what is printed was trained in another setting and there is no tolerance.
 
     >>> verdict(-0.4, 1.0, 3, None), verdict(2.0, 1.0, 3, None), verdict(-1.2, 1.0, 5, None)
     ('pass', 'pass, above', 'off')
     >>> verdict(0.0, 1.0, 1, None), verdict(0.0, 1.0, 2, None), verdict(0.1, 1.0, 3, "other data")
     ('single run', '2 runs', 'not run')
+    >>> verdict(0.0, None, 3, None)
+    'other setting'
     """
     if reason is not None or runs_there == 0:
         return "not run"
+    if tolerance is None:
+        return "other setting"
     if runs_there < 3:
         return "single run" if runs_there == 1 else "2 runs"
     if difference is None:
