@@ -55,12 +55,13 @@ def print_reproduction(console: Console, record: Mapping[str, Any]) -> None:
 
 def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
     """What is to be trained, what that takes, and what cannot be run."""
-    runs = [run for run in plan["runs"] if not run["lacks"]]
+    runs = plan["runs"]
     seeds = sum(len(run["left"]) for run in runs)
+    none = "nothing left that can be run" if any(run["lacks"] for run in runs) else "nothing left to do"
     _say(console, plan["about"])
     if runs:
         subset = "" if plan["subset_seed"] is None else f" on subset seed {plan['subset_seed']}"
-        rest = "nothing left to do" if not seeds else f"left: {_count(seeds, 'seed')}, about {span(plan['seconds'])}"
+        rest = none if not seeds else f"left: {_count(seeds, 'seed')}, about {span(plan['seconds'])}"
         memory = f" and {plan['memory'] / 1e9:.1f} GB" if seeds and plan["memory"] else ""
         _say(
             console,
