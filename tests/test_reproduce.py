@@ -469,6 +469,7 @@ def test_the_command_lists_and_corrects(capsys):
     )
     assert command(capsys, "reproduce", "tang-3", "--budget", "45")[0] == 2
     assert "got 0" in command(capsys, "reproduce", "tang-3", "--seeds", "0")[2]
+    assert "--rows ROW " in command(capsys, "reproduce", "--help")[1]  # one each time
 
 
 def test_a_table_of_which_nothing_can_be_run(tmp_path, capsys):

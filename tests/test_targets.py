@@ -122,3 +122,7 @@ def test_rows_by_name():
     assert len(selected(found, ["tde", "focal-published"])) == 12
     with pytest.raises(InputError, match=r"rows: unknown value 'tdee'; did you mean 'tde'\?"):
         selected(found, ["tdee"])
+    with pytest.raises(InputError, match="rows: unknown value 'xyzzy'; valid: bbn, cifar10-lt-10, ") as wrong:
+        selected(found, ["xyzzy"])
+    short = {target.method for target in found} | {target.section for target in found}
+    assert str(wrong.value).partition("valid: ")[2].split(", ") == sorted(short)

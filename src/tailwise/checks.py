@@ -11,8 +11,8 @@ class InputError(ValueError):
     """The input is wrong, not the program. The command prints it as one line and exits with 2."""
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """The end of an error message: the nearest valid name, or all of them if none is near.
+def nearest(name: str, valid: Iterable[str], listed: Iterable[str] | None = None) -> str:
+    """The end of an error message: the nearest valid name, or if none is near all of them, or those to be listed then.
 
     >>> nearest("cosin", ["linear", "cosine"])
     "; did you mean 'cosine'?"
@@ -20,8 +20,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     '; valid: cosine, linear'
     """
     valid = sorted(valid)
+    listed = valid if listed is None else sorted(listed)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; valid: {', '.join(valid)}"
+    return f"; did you mean '{close[0]}'?" if close else f"; valid: {', '.join(listed)}"
 
 
 def choice(argument: str, value: str, valid: Iterable[str]) -> str:

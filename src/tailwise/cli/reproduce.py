@@ -19,7 +19,9 @@ def reproduce(
     rows: Annotated[
         list[str] | None,
         Parameter(
-            negative="", help="Only these: tde, 'cifar100-lt-50/*', 'Focal Loss'. More than one: --rows a --rows b."
+            negative="",
+            metavar="ROW",
+            help="Only these: tde, 'cifar100-lt-50/*', 'Focal Loss'. More than one: --rows a --rows b.",
         ),
     ] = None,
     seeds: Annotated[int, Parameter(help="Training seeds 0 to N-1, all on one subset.")] = 3,

@@ -166,7 +166,9 @@ def selected(targets: Sequence[Target], rows: Sequence[str]) -> list[Target]:
     for word in rows:
         if not any(named(target, word) for target in targets):
             every = chain.from_iterable((*names(target), target.section) for target in targets)
-            checks.choice("rows", word, list(dict.fromkeys(every)))
+            short = chain.from_iterable((target.method, target.section) for target in targets)
+            near = checks.nearest(word, set(every), listed=set(short))
+            raise checks.InputError(f"rows: unknown value '{word}'{near}")
     return [target for target in targets if any(named(target, word) for word in rows)]
 
 
