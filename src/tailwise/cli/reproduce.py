@@ -15,7 +15,13 @@ from tailwise.cli.output import print_json, warnings_as_notes
 def reproduce(
     table: Annotated[str | None, Parameter(help="A table such as tang-3 or kang-1; none lists them all.")] = None,
     /,
-    *settings: Annotated[str, Parameter(help="Overrides; with any but compute.* it is not what the paper trained.")],
+    *settings: Annotated[
+        str,
+        Parameter(
+            help="Overrides; with any but compute.*, data.kept, data.workers, detector.framework it is not what the "
+            "paper trained."
+        ),
+    ],
     rows: Annotated[
         list[str] | None,
         Parameter(

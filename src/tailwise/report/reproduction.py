@@ -36,7 +36,7 @@ def print_reproduction(console: Console, record: Mapping[str, Any]) -> None:
     _say(console, f"{record['about']}")
     subset = "" if record["subset_seed"] is None else f", subset seed {record['subset_seed']}"
     lines = record["lines"]
-    under = " and ".join(sorted({line.get("under", "paper") for line in lines}))  # which earlier records do not say
+    under = " and ".join(sorted({line["under"] for line in lines}))
     _say(console, f"in %; compared under protocol {under}{subset}")
     several = len({line["metric"] for line in lines}) > 1
     table = _table("row", *(["metric"] if several else []), "printed", "ours", "seeds", "diff", "verdict")
@@ -144,7 +144,7 @@ def _cells(line: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str, s
     name = line["row"] + (f" ({line['setting']})" if both else "")
     spread = "" if line["printed_spread"] is None else f" ± {line['printed_spread']:.1f}"
     printed = "-" if line["printed"] is None else f"{line['printed']:.1f}{spread}"
-    under = line.get("under", "paper")
+    under = line["under"]
     paper = line["ours"].get(under)
     difference = "-" if line["difference"] is None else f"{line['difference']:+.1f}"
     verdict = line["verdict"]
@@ -216,7 +216,7 @@ def _notes(record: Mapping[str, Any]) -> Iterator[str]:
         yield PASS
     if any(line["split"] == "very likely val" for line in lines):
         yield "printed of Kang et al. 2020 is very likely of val, ours is of test"
-    if any(line.get("under", "paper") == "clean" for line in lines):
+    if any(line["under"] == "clean" for line in lines):
         yield "printed of val, as ours is: under protocol clean, whose epoch is chosen on it"
     for reason in dict.fromkeys(line["reason"] for line in lines if line["verdict"] == "not run"):
         count = sum(line["reason"] == reason and line["verdict"] == "not run" for line in lines)

@@ -1,7 +1,7 @@
 """What `tailwise reproduce` compares: the numbers of a printed table, each with the recipe and row that give ours."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any
@@ -178,12 +178,8 @@ def _by_section(targets: Sequence[Target]) -> list[Target]:
     return sorted(targets, key=lambda target: order.index(target.section))
 
 
-def _with(target: Target, **changes: object) -> Target:
-    return Target(**{**vars(target), **changes})
-
-
 def _with_recipe(target: Target, recipe: Recipe | DetectionRecipe) -> Target:
-    return _with(target, recipe=recipe, setting=_setting(recipe) or target.setting)
+    return replace(target, recipe=recipe, setting=_setting(recipe) or target.setting)
 
 
 def _target(cell: Cell, *, epochs: bool) -> Target:
@@ -276,14 +272,14 @@ def _beside_table_3(printed: Sequence[Target]) -> Iterator[Target]:
             anchor = anchors.get((data, ratio))
             plain = _ours(section, "Plain cross-entropy", f"{data}/joint-published", "joint", ratio)
             if anchor:
-                plain = _with(plain, printed=anchor.value, spread=anchor.spread, quoted=anchor.quoted, split="test")
+                plain = replace(plain, printed=anchor.value, spread=anchor.spread, quoted=anchor.quoted, split="test")
             yield plain
             own = [target for target in printed if target.section == section]
             yield from own
             names = {target.method: target.row for target in own}
             for title in ("linear", "joint", *TABLE_3):
                 row = names.get(title, "Plain cross-entropy" + ", with bias" * (title == "joint"))
-                yield _with(_ours(section, row, f"{data}/{title}", title, ratio), asked=False)
+                yield replace(_ours(section, row, f"{data}/{title}", title, ratio), asked=False)
 
 
 def _figure_1() -> Iterator[Target]:
@@ -298,7 +294,7 @@ def _claims() -> Iterator[Target]:
         yield _ours("cifar100-lt-100", method, "cifar100-lt/tde", method, 100)
     balanced = _ours("cifar100-lt-balanced", "de-confound", "cifar100-lt/tde", "de-confound", 1)
     assert isinstance(balanced.recipe, Recipe)
-    yield _with(balanced, recipe=override([balanced.recipe], BALANCED)[0])
+    yield replace(balanced, recipe=override([balanced.recipe], BALANCED)[0])
 
 
 def _ours(section: str, row: str, name: str, method: str, ratio: float) -> Target:
