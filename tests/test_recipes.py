@@ -19,7 +19,7 @@ from tailwise.experiments.watch import Silent
 from tailwise.recipes.build import build_model
 from tailwise.recipes.build_stages import average_momentum, build_load, build_stages
 from tailwise.recipes.catalog import RECIPES, find
-from tailwise.recipes.overrides import override
+from tailwise.recipes.overrides import override, override_after_training
 from tailwise.train import fit, load_checkpoint
 
 
@@ -111,6 +111,23 @@ def test_a_schedule_may_be_given_whole():
     assert override(find("digits-lt/tde"), ["stages.0.schedule.kind=constant"])[0].stages[0].schedule.kind == "constant"
     with pytest.raises(InputError, match="nesterov: expected false where momentum is 0"):
         override(find("digits-lt/tde"), ["stages.0.nesterov=true", "stages.0.momentum=0"])
+
+
+def test_a_key_below_what_was_given_by_kind():
+    by_kind = ["stages.0.loss=class-balanced", "stages.0.loss.gamma=0.5"]
+    loss = override(find("digits-lt/focal"), by_kind)[0].stages[0].loss
+    assert (loss.kind, loss.gamma) == ("class-balanced", 0.5)
+    for value in ("5", "null", "[1]"):
+        with pytest.raises(InputError, match=r"stages\.0\.schedule: expected settings with a key 'warmup', got "):
+            override(find("digits-lt/tde"), [f"stages.0.schedule={value}", "stages.0.schedule.warmup=0.1"])
+    for constant in (["stages.0.schedule=constant"], ["stages.0.schedule={}", "stages.0.schedule.kind=constant"]):
+        assert override(find("digits-lt/tde"), constant)[0].stages[0].schedule.kind == "constant"
+
+
+@pytest.mark.parametrize("method", ["logit-adjustment", "fslwf"])
+def test_what_has_no_settings_offers_none(method):
+    with pytest.raises(InputError, match="of a trained run depends on allow_unseen; got 'x=1'"):
+        override_after_training(find("digits-lt/cosine")[0], method, ["x=1"])
 
 
 def test_unknown_recipe_offers_the_nearest():

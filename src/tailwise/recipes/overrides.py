@@ -54,12 +54,13 @@ def override_after_training(recipe: Recipe, method: str, assignments: Sequence[s
         InputError: as `override`; a key that the method does not depend on.
     """
     kind = METHODS[method].adjust or ""
-    own = {"tde": "tde", "tau-norm": "tau_norm", "ncm": "ncm"}.get(kind, f"second.{method}")
-    metric = [] if kind == "ncm" or METHODS[method].on == "features" else ["metric"]
+    own = {"tde": "tde", "tau-norm": "tau_norm", "ncm": "ncm", "second-stage": f"second.{method}"}.get(kind)
+    chosen = kind in ("tde", "tau-norm") or METHODS[method].on == "images"
+    keys = ["metric", "allow_unseen"] if chosen else ["allow_unseen"]
     for assignment in assignments:
         key = assignment.partition("=")[0]
-        if not key.startswith(f"{own}.") and key not in (*metric, "allow_unseen"):
-            expected = ", ".join([f"a key below {own}", *metric, "allow_unseen"])
+        if key not in keys and not (own and key.startswith(f"{own}.")):
+            expected = ", ".join([*([f"a key below {own}"] if own else []), *keys])
             raise checks.InputError(f"override: '{method}' of a trained run depends on {expected}; got '{assignment}'")
     return override([recipe], assignments)[0]
 
@@ -70,8 +71,12 @@ def _apply(recipe: AnyRecipe, pairs: list[tuple[str, Any]]) -> AnyRecipe:
         *parents, last = key.split(".")
         place: Any = settings
         for part in parents:
+            if part in WHOLE and isinstance(place[part], str):
+                place[part] = {"kind": place[part]}
             place = place[int(part)] if isinstance(place, list) else place[part]
-        if (last == "kind" or key.endswith("classifier.name")) and place[last] != value:
+        if not isinstance(place, dict):  # what an earlier assignment put there
+            raise checks.InputError(f"{'.'.join(parents)}: expected settings with a key '{last}', got {place!r}")
+        if (last == "kind" or key.endswith("classifier.name")) and place.get(last) != value:
             place.clear()  # another kind has other settings: start from its defaults
         place[last] = value
     try:

@@ -61,7 +61,9 @@ class MultistepSettings(Settings):
     warmup_from: Fraction = 1 / 3
 
 
-ScheduleSettings = Annotated[ConstantSettings | CosineScheduleSettings | MultistepSettings, Field(discriminator="kind")]
+ScheduleSettings = Annotated[
+    Annotated[ConstantSettings | CosineScheduleSettings | MultistepSettings, Field(discriminator="kind")], BY_KIND
+]
 
 
 class CrossEntropySettings(Settings):
