@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,12 +37,11 @@ from tailwise.recipes.build import (
 from tailwise.recipes.build_stages import build_load, build_stages, build_view
 from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.methods import METHODS, tde_of
+from tailwise.recipes.overrides import AnyRecipe
 from tailwise.recipes.schema import Recipe
 from tailwise.recognizer import Recognizer
 from tailwise.seeds import mixed_seed
 from tailwise.train import EpochEnd, compiler_works, load_checkpoint, load_state, save_checkpoint
-
-AnyRecipe = TypeVar("AnyRecipe", Recipe, DetectionRecipe)
 
 
 def train(

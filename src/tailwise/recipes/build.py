@@ -1,4 +1,4 @@
-"""From settings to models and classifiers. Here and in the other `build_*` alone a name becomes an object."""
+"""From settings to models and classifiers. A name becomes an object in the `build_*` files alone."""
 
 import copy
 from collections.abc import Iterator
