@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,12 +17,14 @@ from tailwise.data.listed import prepare_listed
 from tailwise.data.transforms import IMAGENET, INATURALIST, CentreView, RandomView
 from tailwise.experiments import experiment
 from tailwise.experiments.build_data import build_data, images_of
+from tailwise.experiments.frozen import as_features
 from tailwise.experiments.second import try_second_stage
 from tailwise.experiments.watch import Silent
 from tailwise.recipes.build import build_model
 from tailwise.recipes.build_stages import build_augment, build_load, build_stages, build_view, trainable_modules
 from tailwise.recipes.catalog import RECIPES, find
 from tailwise.recipes.overrides import override
+from tailwise.recipes.schema import BackboneSettings
 from tailwise.train import load_checkpoint
 
 # a network and images that a CPU trains in a second; everything else is the recipe's
@@ -200,6 +203,23 @@ def test_a_frozen_backbone(photos, tmp_path, capsys):
     assert (code, err) == (2, "tailwise: backbone.frozen: expected false for cutmix, which needs images, got true\n")
     _, printed, _ = run(capsys, "predict", tmp_path / "run", photos / "cat/000.jpg", "--format", "jsonl")
     assert len(json.loads(printed)["after"]) >= 1
+
+
+def test_kept_features_are_of_these_images_and_carry_no_labels(photos, tmp_path):
+    """A class that is renamed moves labels, not images; images decoded to another size are other images."""
+    torch.save(ResNet32().state_dict(), tmp_path / "net.pth")
+    backbone = BackboneSettings(name="resnet32", pretrained=str(tmp_path / "net.pth"), frozen=True)
+    (recipe,) = override(find("own/joint"), [f"data.path={photos}", *SMALL, "compute.workers=0"])
+
+    def kept(data):
+        return as_features(data, backbone, tmp_path / "kept", size=16, device=torch.device("cpu")).train
+
+    data = build_data(recipe, 0, None)
+    first = kept(data)
+    again = kept(replace(data, train=replace(data.train, labels=3 - data.train.labels)))
+    assert torch.equal(again.images, first.images)
+    assert torch.equal(again.labels, 3 - first.labels)
+    assert not torch.equal(kept(build_data(override([recipe], ["data.cache=16"])[0], 0, None)).images, first.images)
 
 
 # ---- settings

@@ -41,6 +41,11 @@ class DecodedSource:
     def names(self) -> NDArray[Any]:
         return np.asarray(self.source.names[self.rows])
 
+    @property
+    def size(self) -> int:
+        """H = W of each."""
+        return _opened(self.folder, len(self.rows))[0].shape[1]
+
     def read(self, row: int) -> bytes:
         """The encoded image that it was."""
         return self.source.read(int(self.rows[row]))

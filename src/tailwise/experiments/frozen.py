@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tailwise import checks, ranks
-from tailwise.data import LongTailedData, Split, ids_hash
+from tailwise.data import DiskSplit, LongTailedData, Split, ids_hash
+from tailwise.data.decoded import DecodedSource
 from tailwise.evaluate import NoClassifier, Store
 from tailwise.experiments.stores import predict_split
 from tailwise.recipes.build_backbone import build_backbone
@@ -37,7 +38,11 @@ def as_features(
         InputError: a backbone that cannot be had, an image that cannot be read, a folder that cannot be written.
     """
     stores = features(data, backbone, kept, size=size, device=device)
-    splits = {part: _split(store) for part, store in stores.items()}
+    splits = {
+        # labels are the data's own: those in a store may be older
+        part: Split(torch.from_numpy(np.array(store.features)), getattr(data, part).labels, np.array(store.ids))
+        for part, store in stores.items()
+    }
     return replace(
         data, train=splits["train"], val=splits.get("val"), test=splits["test"], normalize=_as_it_is, view=None
     )
@@ -53,7 +58,8 @@ def features(
     model: Recognizer | None = None
     stores: dict[str, Store] = {}
     for part, split in splits.items():
-        key = "|".join((weights, repr(data.view), repr(data.normalize), ids_hash(split.ids)))
+        seen = (repr(data.view), repr(data.normalize), repr(_decoded_at(split)), ids_hash(split.ids))
+        key = "|".join((weights, *seen))
         digest = hashlib.sha256(key.encode()).hexdigest()
         folder = None if kept is None else kept / f"features-{digest[:16]}"
         there = ranks.agree(folder is not None and folder.is_dir())
@@ -90,9 +96,10 @@ def _weights(backbone: BackboneSettings) -> str:
     return f"{backbone.name}|{', '.join(libraries)}"
 
 
-def _split(store: Store) -> Split:
-    labels = torch.from_numpy(np.array(store.labels))
-    return Split(torch.from_numpy(np.array(store.features)), labels, np.array(store.ids))
+def _decoded_at(split: Split | DiskSplit) -> int | None:
+    """The size that images were decoded to, which is what a view is of; None where they are read as they are."""
+    source = split.source if isinstance(split, DiskSplit) else None
+    return source.size if isinstance(source, DecodedSource) else None
 
 
 def _as_it_is(features: Tensor) -> Tensor:
