@@ -14,7 +14,7 @@ from tailwise.classifiers import CausalClassifier, CosineClassifier, LinearClass
 from tailwise.data import LongTailedData
 from tailwise.experiments import experiment, measure, runs
 from tailwise.experiments.build_data import build_data
-from tailwise.experiments.second import train_second_stage, unwatched
+from tailwise.experiments.second import train_second_stage, try_second_stage, unwatched
 from tailwise.experiments.trained import Asked
 from tailwise.experiments.watch import Silent
 from tailwise.recipes.build import build_model, build_second_classifier
@@ -283,6 +283,18 @@ def test_a_second_stage_that_fails_does_not_cost_the_first(tmp_path):
     with pytest.raises(InputError, match="stage 'crt': training diverged"):
         experiment.train(recipes, (0,), tmp_path / "a", data_dir=None, watch=Silent())
     assert load_checkpoint(tmp_path / "a/seed-0.partial/checkpoint.safetensors").meta["epoch"] == 1
+
+
+def test_a_second_stage_that_will_not_do_is_refused_before_the_first(tmp_path):
+    recipes = override(find("digits-lt/crt"), ["second.crt.stage.augment=random-resized-crop"])
+    with pytest.raises(InputError, match="augment: expected one of images in memory"):
+        experiment.train(recipes, (0,), tmp_path / "a", data_dir=None, watch=Silent())
+    assert not (tmp_path / "a").exists()
+    recipe = RECIPES["digits-lt/oltr"]
+    data = build_data(recipe, 0, None)
+    unseen = dataclasses.replace(data, counts=ClassCounts((*data.counts.per_class[:-1], 0)))
+    with pytest.raises(InputError, match="allow_unseen: expected true for a memory"):
+        try_second_stage(recipe, "oltr", build_model(recipe, 10), unseen)
 
 
 # ---- classes without a training image

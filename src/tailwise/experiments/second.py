@@ -79,6 +79,7 @@ def train_second_stage(
     with cpu_threads(recipe), torch.random.fork_rng(devices=[]):
         torch.manual_seed(own_seed)
         model.classifier = second_classifier(settings, first, counts)
+        _check_unseen(model.classifier, counts, allow_unseen=recipe.allow_unseen)
         if isinstance(model.classifier, MetaEmbeddingClassifier):
             train = stores.train()
             means = class_means(features_of(train), labels_of(train), counts.num_classes)
@@ -94,12 +95,19 @@ def train_second_stage(
 
 
 def try_second_stage(recipe: Recipe, method: str, first: Recognizer, data: LongTailedData) -> None:
-    """Build everything a second stage needs, to find what will not do before anything is trained."""
+    """Build everything a second stage needs, to find what will not do before anything is trained.
+
+    Raises:
+        InputError: as `train_second_stage`.
+    """
     settings = recipe.second[method]
     model = Recognizer(first.backbone, second_classifier(settings, first, data.counts))
+    _check_unseen(model.classifier, data.counts, allow_unseen=recipe.allow_unseen)
     _attend(settings, model, data)
     build_stages([settings.stage], recipe, model, data, seed=0)
     build_view(settings.stage, model)
+    if settings.on == "images":
+        build_load([settings.stage], data, seed=0)
 
 
 def second_classifier(settings: SecondStageSettings, first: Recognizer, counts: ClassCounts) -> nn.Module:
@@ -178,16 +186,8 @@ def _map_size(backbone: Any, data: LongTailedData) -> tuple[int, int]:
 
 
 def folded(classifier: nn.Module, counts: ClassCounts, *, allow_unseen: bool) -> nn.Module:
-    """A second stage's classifier with plain tensors only, unseen classes masked; MLP and memory keep their layers.
-
-    Raises:
-        InputError: unseen classes beside a memory, which cannot mask them.
-    """
+    """A second stage's classifier with plain tensors only, unseen classes masked; MLP and memory keep their layers."""
     if isinstance(classifier, MetaEmbeddingClassifier):
-        if 0 in counts.per_class and not allow_unseen:
-            raise checks.InputError(
-                "allow_unseen: expected true for a memory with classes it has no image of, got false"
-            )
         return classifier
     if isinstance(classifier, LinearClassifier | ScaledClassifier):
         return fold_linear(classifier, counts, allow_unseen=allow_unseen)
@@ -198,3 +198,9 @@ def folded(classifier: nn.Module, counts: ClassCounts, *, allow_unseen: bool) ->
     assert bias is not None
     bias.data = mask_unseen(bias.data[None], counts, allow_unseen=allow_unseen)[0]
     return classifier
+
+
+def _check_unseen(classifier: nn.Module, counts: ClassCounts, *, allow_unseen: bool) -> None:
+    """Refuse classes without a training image beside a memory, which cannot mask them."""
+    if isinstance(classifier, MetaEmbeddingClassifier) and 0 in counts.per_class and not allow_unseen:
+        raise checks.InputError("allow_unseen: expected true for a memory with classes it has no image of, got false")
