@@ -205,6 +205,19 @@ def test_a_frozen_backbone(photos, tmp_path, capsys):
     assert len(json.loads(printed)["after"]) >= 1
 
 
+def test_a_frozen_backbone_computes_where_it_is_told(tmp_path, monkeypatch):
+    """On the CPU, though there is a GPU."""
+
+    def seen(*_, device, **__):
+        raise StopError(device.type)
+
+    monkeypatch.setattr("tailwise.experiments.build_data.as_features", seen)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    recipes = override(find("digits-lt/joint"), ["backbone.pretrained=net.pth", "backbone.frozen=true"])
+    with pytest.raises(StopError, match="cpu"):
+        experiment.train(recipes, [0], tmp_path / "run", data_dir=None, watch=Silent(), device="cpu")
+
+
 def test_kept_features_are_of_these_images_and_carry_no_labels(photos, tmp_path):
     """A class that is renamed moves labels, not images; images decoded to another size are other images."""
     torch.save(ResNet32().state_dict(), tmp_path / "net.pth")

@@ -4,6 +4,8 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from tailwise import checks, ranks
 from tailwise.counts import ClassCounts
 from tailwise.data import (
@@ -40,8 +42,14 @@ IN_MEMORY: dict[str, tuple[tuple[int, int, int], Normalize]] = {
 MOST_WORKERS = 16
 
 
-def build_data(recipe: Recipe, seed: int, data_dir: Path | None) -> LongTailedData:
+def build_data(recipe: Recipe, seed: int, data_dir: Path | None, device: torch.device | None = None) -> LongTailedData:
     """The recipe's data as its protocol uses it.
+
+    Args:
+        recipe: its data, its protocol, and its backbone if that is frozen.
+        seed: of a training, which a subset may go by.
+        data_dir: where local data sets lie.
+        device: where a frozen backbone computes; None is a GPU where there is one.
 
     Raises:
         InputError: data that is not there, or will not do.
@@ -68,7 +76,7 @@ def build_data(recipe: Recipe, seed: int, data_dir: Path | None) -> LongTailedDa
             max_count=settings.max_count,
         )
     if recipe.backbone.frozen:
-        data = as_features(data, recipe.backbone, kept, size=size, device=find_device("auto"))
+        data = as_features(data, recipe.backbone, kept, size=size, device=device or find_device("auto"))
     return under_protocol(data, recipe.protocol, subset_seed)
 
 

@@ -75,7 +75,7 @@ def train(
     checks.number("save_every", save_every, at_least=0)
     where = find_device(device)
     for recipe in recipes:
-        data = build_data(recipe, seeds[0], data_dir)
+        data = build_data(recipe, seeds[0], data_dir, where)
         with torch.random.fork_rng(devices=[]):
             model = build_model(recipe, data.counts.num_classes)
             _try_one_image(recipe, model, data)
@@ -202,7 +202,7 @@ def _watched(
 
 def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) -> tuple[str, dict[str, Row]]:
     start = time.perf_counter()
-    data = build_data(recipe, seed, how.data_dir).to(how.device)
+    data = build_data(recipe, seed, how.data_dir, how.device).to(how.device)
     with cpu_threads(recipe), torch.random.fork_rng(devices=[]), runs.unfinished_folder(folder) as written:
         about = {
             "recipe": recipe.model_dump(mode="json"),

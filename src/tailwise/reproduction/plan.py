@@ -288,7 +288,7 @@ def _estimate(jobs: Sequence[Job], request: Request, tell: Callable[[str], None]
         name = str(recipe.data.model_dump())
         if name not in found:
             try:
-                found[name] = _data(recipe, job.seed, request.data_dir)
+                found[name] = _data(recipe, job.seed, request.data_dir, device)
             except checks.InputError as error:
                 found[name] = str(error)
         data = found[name]
@@ -336,10 +336,10 @@ def _with_second_stages(recipe: Recipe, job: Job) -> Recipe:
     return recipe
 
 
-def _data(recipe: Recipe | DetectionRecipe, seed: int, data_dir: Path | None) -> Any:
+def _data(recipe: Recipe | DetectionRecipe, seed: int, data_dir: Path | None, device: torch.device) -> Any:
     if isinstance(recipe, DetectionRecipe):
         return build_detection_data(recipe, seed, data_dir)
-    return build_data(recipe, seed, data_dir)
+    return build_data(recipe, seed, data_dir, device)
 
 
 def _timed(recipe: Recipe | DetectionRecipe, data: Any, device: torch.device) -> Cost:
