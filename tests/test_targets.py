@@ -100,11 +100,6 @@ def test_what_a_cell_changes_in_its_recipe():
     assert {target.under for target in targets_of("kang-7")} == {"paper"}  # whose val is its test
 
 
-def test_equalization_on_lvis_has_the_batches_it_was_printed_of():
-    sizes = {(target.method == "equalization", target.recipe.training.batch_size) for target in targets_of("tang-4")}
-    assert sizes == {(True, 32), (False, 16)}
-
-
 def test_rows_by_name():
     found = targets_of("tang-3")
     assert {target.asked for target in selected(found, ())} == {True}
