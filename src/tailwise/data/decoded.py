@@ -44,7 +44,7 @@ class DecodedSource:
     @property
     def size(self) -> int:
         """H = W of each."""
-        return _opened(self.folder, len(self.rows))[0].shape[1]
+        return int(_opened(self.folder, len(self.rows))[0].shape[1])
 
     def read(self, row: int) -> bytes:
         """The encoded image that it was."""
