@@ -328,6 +328,12 @@ def test_a_folder_that_does_not_fit_is_refused(causal, capsys, tmp_path):
         ({"backbone": "digits-nett"}, r"backbone\.name: unknown value 'digits-nett'; did you mean 'digits-net'"),
         ({"class_names": ["a", "b"]}, r"classifier\.weight is \[10, 64\], expected \[2, 64\]"),
         ({"newer": 1}, r"config\.json: not of this version of tailwise"),
+        ({"backbone": 5}, "backbone"),
+        ({"backbone": ""}, "backbone: expected a name, got ''"),
+        ({"image_shape": []}, r"image_shape: expected channels, H and W, got \[\]"),
+        ({"image_shape": [1, 0, 8]}, "image_shape: expected a whole number of at least 1, got 0"),
+        ({"scale": 0.0}, r"scale: expected a finite number above 0, got 0\.0"),
+        ({"mean": [float("nan")]}, "mean: expected a finite number, got nan"),
     ):
         (out / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(InputError, match=message):

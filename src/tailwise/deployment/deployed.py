@@ -58,6 +58,10 @@ class DeployedModel(nn.Module):
         mlp: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(backbone, str) or not backbone:
+            raise checks.InputError(f"backbone: expected a name, got {backbone!r}")
+        if len([checks.whole("image_shape", size) for size in image_shape]) != 3:
+            raise checks.InputError(f"image_shape: expected channels, H and W, got {list(image_shape)}")
         self.config: dict[str, Any] = {
             "backbone": backbone,
             "class_names": list(class_names),
@@ -71,9 +75,9 @@ class DeployedModel(nn.Module):
             "center": center,
             "mlp": mlp,
         }
-        self.scale = scale
+        self.scale = checks.number("scale", scale, above=0)
         for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1))
+            self.register_buffer(name, torch.tensor([checks.number(name, v) for v in values]).view(-1, 1, 1))
         self.backbone = build_backbone(BackboneSettings(name=backbone), size=image_shape[1])
         width, num_classes = self.backbone.num_features, len(class_names)
         assert isinstance(width, int)
