@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 import tailwise
 from tailwise import InputError
@@ -118,6 +119,17 @@ def test_names_in_safetensors_and_limit_case(files):
     assert torch.equal(untouched(x), linear(x))
 
 
+@pytest.mark.parametrize(("weight", "bias"), [("kernel", "bias"), ("W", "b"), ("fc/kernel", "fc/bias")])
+def test_a_bias_is_named_as_its_weight_is(files, weight, bias):
+    folder, linear, _, _ = files
+    arrays = {weight: linear.weight.detach().bfloat16(), bias: linear.bias.detach().bfloat16()}
+    save_tensors(arrays, folder / "w.safetensors")
+    model = read_plain(folder / "w.safetensors", folder / "f.npy", folder / "y.npy")
+    assert model.classifier.bias is not None
+    assert torch.equal(model.classifier.bias, arrays[bias].float())
+    assert torch.equal(model.classifier.weight, arrays[weight].float())
+
+
 def test_the_page_on_own_features_runs(capsys):
     page = (Path(__file__).parents[1] / "docs/own_features.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
@@ -134,12 +146,16 @@ def test_misuse_is_one_line(files, capsys):
     np.save(folder / "float.npy", np.zeros(178))
     np.save(folder / "high.npy", np.full(178, 4))
     np.save(folder / "nan.npy", np.full((178, 8), np.nan))
+    np.savez(folder / "shift.npz", weight=np.zeros((4, 8)), shift=np.zeros(4))
     (folder / "broken.npz").write_text("no arrays")
+    (folder / "half.npz").write_bytes((folder / "w.npz").read_bytes()[:300])
     good = dict(zip(("--weights", "--features", "--labels"), ("w.npz", "f.npy", "y.npy"), strict=True))
     for changed, more, message in (
         ({"--weights": "two.npz"}, (), "a.weight [4, 8], b.weight [4, 8]"),
         ({"--weights": "broken.npz"}, (), "not a readable file of arrays"),
         ({"--weights": "absent.npz"}, (), "not a readable file of arrays"),
+        ({"--weights": "half.npz"}, (), "not a readable file of arrays"),
+        ({"--weights": "shift.npz"}, (), "expected no array [4] or a bias named as 'weight' is"),
         ({"--features": "wide.npy"}, (), "expected features [N, 8]"),
         ({"--labels": "float.npy"}, (), "expected whole numbers, got float64"),
         ({}, ("--method", "tau-nrm"), "did you mean 'tau-norm'"),

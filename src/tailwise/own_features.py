@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from tailwise import checks
@@ -28,9 +26,11 @@ from tailwise.adjust import (
 )
 from tailwise.classifiers import FoldedClassifier, LinearClassifier
 from tailwise.counts import ClassCounts
+from tailwise.data.arrays import read_arrays
 from tailwise.train import save_checkpoint
 
 FOLDS = 5
+WORDS = {"weight": "bias", "kernel": "bias", "W": "b"}  # what a layer's arrays are called
 METHODS = ("plain", "la", "tau-norm", "lws", "crt", "ncm", "tde")
 
 
@@ -65,16 +65,16 @@ def read_plain(
 ) -> PlainModel:
     """Read .npy, .npz or .safetensors files; both of val or neither.
 
-    weights: "weight" [C, D] and, if there is one, "bias" [C]; names that end so will do where they are the only ones.
+    weights: "weight" [C, D], or the only array whose name ends so, or the only one of two dimensions. Its bias [C], if
+    it has one, is named as it is: "fc.weight" and "fc.bias", "kernel" and "bias", "W" and "b".
 
     Raises:
-        InputError: a file that cannot be read, arrays that are absent, ambiguous or do not fit one another.
+        InputError: a file that cannot be read; arrays that are absent, ambiguous or do not fit one another; no bias of
+            that name, but another array [C].
     """
-    arrays = _arrays(weights)
+    arrays = read_arrays(weights)
     name, weight = _named(weights, arrays, "weight", dims=2)
-    bias = arrays.get(name.removesuffix("weight") + "bias")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise checks.InputError(f"{weights}: expected a bias [{len(weight)}] or none, got {list(bias.shape)}")
+    bias = _bias(weights, arrays, name, len(weight))
     train = _samples(features, labels, weight.shape)
     if (val_features is None) != (val_labels is None):
         raise checks.InputError("val: expected features and labels of it or neither, got one of them")
@@ -88,8 +88,8 @@ def read_plain(
 
 
 def _samples(features: Path, labels: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    x = _named(features, _arrays(features), "features", dims=2)[1]
-    y = _named(labels, _arrays(labels), "labels", dims=1)[1]
+    x = _named(features, read_arrays(features), "features", dims=2)[1]
+    y = _named(labels, read_arrays(labels), "labels", dims=1)[1]
     if x.shape[1] != shape[1] or len(x) != len(y) or not len(x):
         raise checks.InputError(
             f"{features}: expected features [N, {shape[1]}] and N labels, got {list(x.shape)} and {list(y.shape)}"
@@ -172,18 +172,6 @@ def _adjusted(model: PlainModel, method: str, x: Tensor, y: Tensor, strength: fl
     return Result(method, fold_linear(linear))
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        if path.suffix in (".npy", ".npz"):
-            content = np.load(path, allow_pickle=False)
-            return {path.stem: content} if path.suffix == ".npy" else dict(content)
-    except (OSError, ValueError, EOFError, safetensors.SafetensorError) as error:
-        raise checks.InputError(f"{path}: not a readable file of arrays ({error})") from error
-    raise checks.InputError(f"{path}: expected a .npy, .npz or .safetensors file, got '{path.suffix}'")
-
-
 def _named(path: Path, arrays: dict[str, NDArray[Any]], name: str, *, dims: int) -> tuple[str, NDArray[Any]]:
     """The array of this name, or the only one that ends so, or the only one of this many dimensions."""
     fitting = {key: array for key, array in arrays.items() if array.ndim == dims}
@@ -192,3 +180,19 @@ def _named(path: Path, arrays: dict[str, NDArray[Any]], name: str, *, dims: int)
             return found[0], fitting[found[0]]
     shown = ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items()) or "none"
     raise checks.InputError(f"{path}: expected one array '{name}' of {dims} dimensions, got {shown}")
+
+
+def _bias(path: Path, arrays: dict[str, NDArray[Any]], name: str, num_classes: int) -> NDArray[Any] | None:
+    """The array [C] named as the weight is, with the other word of `WORDS` at the end; None where there is none."""
+    names = [name.removesuffix(word) + other for word, other in WORDS.items() if name.endswith(word)]
+    bias = next((arrays[other] for other in names if other in arrays), None)
+    if bias is not None and bias.shape != (num_classes,):
+        raise checks.InputError(f"{path}: expected a bias [{num_classes}] or none, got {list(bias.shape)}")
+    unknown = [other for other, array in arrays.items() if array.shape == (num_classes,)]
+    if bias is None and unknown:
+        pairs = ", ".join(f"{word} and {other}" for word, other in WORDS.items())
+        raise checks.InputError(
+            f"{path}: expected no array [{num_classes}] or a bias named as '{name}' is ({pairs}), "
+            f"got {', '.join(unknown)}"
+        )
+    return bias

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tailwise import checks
+from tailwise.data.arrays import read_arrays
 from tailwise.data.files import SUFFIXES, decoded, read_file, read_image
 from tailwise.data.transforms import CentreView
 from tailwise.deployment.deploy import plain_model
@@ -155,13 +155,7 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _features(path: Path) -> Tensor:
-    try:
-        if path.suffix == ".npz":
-            # opened here: numpy leaves a broken archive open
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                features = torch.from_numpy(arrays["features"].astype(np.float32))
-        else:
-            features = load_file(path)["features"].float()
-    except Exception as error:  # a broken file meets each reader in its own way
-        raise checks.InputError(f"{path}: not a readable file of features ({error})") from error
-    return features
+    arrays = read_arrays(path)
+    if "features" not in arrays:
+        raise checks.InputError(f"{path}: expected an array of numbers 'features', got {', '.join(arrays) or 'none'}")
+    return torch.from_numpy(arrays["features"].astype(np.float32))
