@@ -21,7 +21,7 @@ from tailwise.counts import ClassCounts
 from tailwise.detect import Example, encode
 from tailwise.detect.inference import Inference
 from tailwise.recipes.build_detection import build_detector
-from tailwise.recipes.detection import find_detection
+from tailwise.recipes.detection_catalog import find_detection
 from tailwise.recipes.overrides import override
 from tailwise.train.compute import peak_memory
 

@@ -11,7 +11,7 @@ import pytest
 
 from tailwise.cli import main
 from tailwise.recipes.catalog import RECIPES, SUITES
-from tailwise.recipes.detection import DETECTION_RECIPES, DETECTION_SUITES
+from tailwise.recipes.detection_catalog import DETECTION_RECIPES, DETECTION_SUITES
 from tailwise.recipes.overrides import override
 
 SHORT = ["stages.0.epochs=3", "second.crt.stage.epochs=1", "second.lws.stage.epochs=1"]

@@ -33,7 +33,7 @@ from tailwise.recipes.build_detection import (
     build_region_loss,
     inference_of,
 )
-from tailwise.recipes.detection import DETECTION_RECIPES, find_detection
+from tailwise.recipes.detection_catalog import DETECTION_RECIPES, find_detection
 from tailwise.recipes.overrides import override
 from tailwise.train import load_checkpoint
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tailwise import InputError
 from tailwise.recipes.catalog import RECIPES
-from tailwise.recipes.detection import DETECTION_RECIPES
+from tailwise.recipes.detection_catalog import DETECTION_RECIPES
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.overrides import override
 from tailwise.recipes.published import Cell, _table, published, published_table, published_tables

@@ -7,7 +7,7 @@ import pytest
 from tailwise import InputError
 from tailwise.cli import main
 from tailwise.detect import digit_scenes_lt, write_split
-from tailwise.recipes.detection import DETECTION_RECIPES
+from tailwise.recipes.detection_catalog import DETECTION_RECIPES
 from tailwise.recipes.overrides import override
 from tailwise.report.reproduction import markdown
 from tailwise.reproduction import estimate

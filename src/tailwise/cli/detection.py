@@ -14,7 +14,7 @@ from tailwise.cli.training import train_into_folder
 
 def train_detection(name: str, settings: Sequence[str], *, json: bool, **how: Any) -> None:
     """Train a detection recipe or suite and print one table; the terms are those of `train_into_folder`."""
-    from tailwise.recipes.detection import find_detection
+    from tailwise.recipes.detection_catalog import find_detection
     from tailwise.recipes.overrides import override
 
     chosen = override(find_detection(name), settings)

@@ -20,7 +20,7 @@ def recipes(
 ) -> None:
     """List what `train` knows: data sets, their recipes and suites, the settings of a recipe."""
     from tailwise.recipes.catalog import RECIPES, SUITES
-    from tailwise.recipes.detection import DETECTION_RECIPES, DETECTION_SUITES
+    from tailwise.recipes.detection_catalog import DETECTION_RECIPES, DETECTION_SUITES
     from tailwise.recipes.published import published
     from tailwise.recipes.schema import Recipe
 

@@ -36,7 +36,7 @@ def train(
 ) -> None:
     """Train a recipe, or all recipes of a suite on the same subsets, and print one table."""
     from tailwise.recipes.catalog import RECIPES, SUITES, find
-    from tailwise.recipes.detection import DETECTION_RECIPES, DETECTION_SUITES
+    from tailwise.recipes.detection_catalog import DETECTION_RECIPES, DETECTION_SUITES
     from tailwise.recipes.overrides import override
 
     checks.choice("recipe", name, [*SUITES, *RECIPES, *DETECTION_SUITES, *DETECTION_RECIPES])

@@ -14,8 +14,8 @@ from tailwise.detect.detector import Detector
 from tailwise.detect.inference import Inference
 from tailwise.experiments import runs
 from tailwise.experiments.detection_runs import FORMAT, DetectionRun, DetectionSeed, open_detection_run
-from tailwise.experiments.experiment import How, check_same, train_seeds, versions
 from tailwise.experiments.keep import LastEpoch
+from tailwise.experiments.over_seeds import How, check_same, train_seeds, versions
 from tailwise.experiments.owned import owned
 from tailwise.experiments.resume import Log, Place, fit_kept
 from tailwise.experiments.watch import Val, Watch

@@ -17,7 +17,8 @@ from tailwise.experiments.second import epochs_on_images
 from tailwise.recipes.build import find_device
 from tailwise.recipes.build_detection import build_detection_data
 from tailwise.recipes.catalog import RECIPES, with_second_stage
-from tailwise.recipes.detection import DETECTION_RECIPES, DetectionRecipe
+from tailwise.recipes.detection import DetectionRecipe
+from tailwise.recipes.detection_catalog import DETECTION_RECIPES
 from tailwise.recipes.methods import METHODS, adjusters_of
 from tailwise.recipes.overrides import override
 from tailwise.recipes.schema import Recipe, SecondStageSettings

@@ -8,7 +8,8 @@ from typing import Any
 
 from tailwise import checks
 from tailwise.recipes.catalog import DECOUPLING, RECIPES, SAMPLERS, TABLE_3
-from tailwise.recipes.detection import DETECTION_RECIPES, OWN_ROW, WITHOUT_EXEMPTION, DetectionRecipe
+from tailwise.recipes.detection import OWN_ROW, WITHOUT_EXEMPTION, DetectionRecipe
+from tailwise.recipes.detection_catalog import DETECTION_RECIPES
 from tailwise.recipes.overrides import override
 from tailwise.recipes.published import Cell, published_table, published_tables
 from tailwise.recipes.schema import Recipe
