@@ -1,5 +1,7 @@
 """Arrays of numbers from a file."""
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,16 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             # opened here: numpy leaves a broken archive open
             with path.open("rb") as file:
                 content = np.load(file, allow_pickle=False)
-                arrays = {path.stem: content} if isinstance(content, np.ndarray) else dict(content)
+                arrays = {path.stem: content} if isinstance(content, np.ndarray) else _without_objects(content)
     except Exception as error:  # a broken file meets each reader in its own way
         raise checks.InputError(f"{path}: not a readable file of arrays ({error})") from error
     return {name: array for name, array in arrays.items() if array.dtype.kind in "biuf"}
+
+
+def _without_objects(archive: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Arrays of objects, such as names, would have to be unpickled: they are not read."""
+    found = {}
+    for name in archive:
+        with contextlib.suppress(ValueError):
+            found[name] = archive[name]
+    return found

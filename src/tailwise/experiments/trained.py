@@ -212,4 +212,4 @@ def trained_data(
     recipe: Recipe, seed: int, data_dir: Path | None, device: torch.device
 ) -> Callable[[], LongTailedData]:
     """What finds a trained model's images when they are needed."""
-    return lambda: build_data(recipe, seed, data_dir).to(device)
+    return lambda: build_data(recipe, seed, data_dir, device).to(device)
