@@ -87,6 +87,6 @@ def export(trained: Trained, method: str, asked: Asked, kind: str, out: Path | N
         else:
             write_weights(model, folder / WEIGHTS)
         runs.write_json(folder / CONFIG, model.config)
-        settings = runs.flat(trained.recipe.model_dump(mode="json"))
+        settings = runs.flat(runs.recorded(trained.recipe))
         runs.write_text(folder / "README.md", model_card(trained.about, row, method, settings))
     return path

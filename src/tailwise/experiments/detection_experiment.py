@@ -82,7 +82,7 @@ def _trained_one(recipe: DetectionRecipe, seed: int, folder: Path, label: str, h
     data = build_detection_data(recipe, seed, how.data_dir)
     with cpu_threads(recipe), torch.random.fork_rng(devices=[]), runs.unfinished_folder(folder) as written:
         about = {
-            "recipe": recipe.model_dump(mode="json"),
+            "recipe": runs.recorded(recipe),
             "seed": seed,
             "counts": list(data.counts.per_class),
             "frequencies": [category.frequency for category in data.train.truth.categories],

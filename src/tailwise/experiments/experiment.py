@@ -108,7 +108,7 @@ def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) 
     data = build_data(recipe, seed, how.data_dir, how.device).to(how.device)
     with cpu_threads(recipe), torch.random.fork_rng(devices=[]), runs.unfinished_folder(folder) as written:
         about = {
-            "recipe": recipe.model_dump(mode="json"),
+            "recipe": runs.recorded(recipe),
             "seed": seed,
             "subset_seed": subset_seed_of(recipe, seed),
             "subset_hash": data.subset_hash,

@@ -111,7 +111,7 @@ def adjust(
     label, epochs = f"{recipe.name} seed {trained.seed}, {method}", epochs_on_images(recipe, method)
     numbers = itertools.count(1)
     settings = {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": runs.recorded(recipe),
         "seed": trained.seed,
         "method": method,
         "subset_hash": trained.about["subset_hash"],
@@ -211,7 +211,7 @@ def _result(trained: Trained, rows: dict[str, Any]) -> dict[str, Any]:
 
 def _load(recipe: Recipe, path: Path) -> tuple[Recognizer, Checkpoint]:
     checkpoint = load_checkpoint(path)
-    if runs.what_counts(checkpoint.meta.get("recipe")) != runs.what_counts(recipe.model_dump(mode="json")):
+    if runs.what_counts(checkpoint.meta.get("recipe")) != runs.what_counts(runs.recorded(recipe)):
         raise checks.InputError(f"{path}: expected a checkpoint of the run's {runs.RECIPE}, got one of other settings")
     with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: leave the caller's random state alone
         model = build_model(recipe, len(checkpoint.meta["counts"]), fetch=False)

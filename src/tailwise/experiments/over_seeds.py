@@ -62,7 +62,7 @@ def train_seeds(
                 check_same(recipe, folder / runs.RECIPE, "resume" if how.resume else "out")
                 ranks.wait()
                 if ranks.is_main():
-                    runs.write_json(folder / runs.RECIPE, {"format": fmt, "recipe": recipe.model_dump(mode="json")})
+                    runs.write_json(folder / runs.RECIPE, {"format": fmt, "recipe": runs.recorded(recipe)})
                 _watched(recipe, seed, place, how, train_one)
     except BaseException:
         if not any((*folder.glob("seed-*"), *folder.glob(f"{LOCKS}*"))):  # nothing to keep: leave no trace
@@ -78,7 +78,7 @@ def check_same(recipe: Recipe | DetectionRecipe, path: Path, argument: str = "re
     if not path.exists():
         return
     there = runs.what_counts(runs.read_json(path).get("recipe"))
-    here = runs.what_counts(recipe.model_dump(mode="json"))
+    here = runs.what_counts(runs.recorded(recipe))
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key):
             raise checks.InputError(

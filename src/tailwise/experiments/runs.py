@@ -303,6 +303,11 @@ def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return {name: value for part in inside for name, value in part.items()}
 
 
+def recorded(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
+    """What is written down of a recipe: all but how many read its images, so that files are the same whoever does."""
+    return recipe.model_dump(mode="json", exclude={"compute": {"workers"}})
+
+
 def what_counts(written: Any) -> dict[str, Any]:
     """Every setting of a recipe that a result may depend on, by its dotted name.
 
