@@ -11,6 +11,7 @@ and two of a kind are refused. Nothing here chooses anything: curves and correla
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from tailwise.report.summary import mean_and_std, paired_difference
 from tailwise.report.table import figure
 from tailwise.reproduction.evidence import first_stage
 from tailwise.reproduction.plan import changes
+from tailwise.reproduction.reproduce import hardware
 from tailwise.reproduction.targets import targets_of
 
 ALL = (*GROUPS, "all")
@@ -226,7 +228,7 @@ def record_of(runs, data_dir=None):
         }
         for run in taken.values()
     ]
-    return {"claims": asked(taken, data_dir), "runs": about}
+    return {"hardware": hardware(), "claims": asked(taken, data_dir), "runs": about}
 
 
 def table(record):
@@ -279,6 +281,7 @@ def main():
         parser.error(str(error))
     print(table(record), end="")
     if given.out:
+        record = {"command": shlex.join(["python", "benchmarks/claims.py", *map(str, given.runs)]), **record}
         given.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -182,6 +182,8 @@ def test_sweep_of_a_linear_run_is_over_norm_powers(suite, capsys):
     )
     assert len(record["test"]["few"]) == 5
     assert set(record["test"]["few"][0]) == {"mean", "std"}
+    assert record["command"] == f"tailwise sweep {suite[0]}/decoupling --highest 1.0 --step 0.25"
+    assert len(record["subset_hashes"]) == len(record["seeds"])
 
 
 def test_metric_decides_what_is_chosen(suite, capsys):

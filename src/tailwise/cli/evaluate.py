@@ -20,7 +20,7 @@ from tailwise.cli.options import (
     RunFolder,
     strength_of,
 )
-from tailwise.cli.output import show, warnings_as_notes
+from tailwise.cli.output import command_line, show, warnings_as_notes
 
 
 def evaluate(
@@ -75,4 +75,5 @@ def evaluate(
         results = [
             measure.measure(measure.open_trained(seed, data_dir, device=device), rows, asked) for seed in opened.seeds
         ]
-    show(combined(opened.recipe.name, {str(run): results}), json, metrics=metrics)
+    command = command_line("evaluate", run, method=method, alpha=alpha, power=power, metric=metric)
+    show(combined(opened.recipe.name, {str(run): results}) | {"command": command}, json, metrics=metrics)

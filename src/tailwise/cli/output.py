@@ -1,6 +1,7 @@
 """How a verb tells what it did: a table or JSON on standard output, notes on standard error."""
 
 import json as jsonlib
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,19 @@ def show(record: dict[str, Any], json: bool, *, lines: Sequence[str] = (), metri
         print_json(record)
     else:
         print_record(Console(), record, lines, metrics=metrics)
+
+
+def command_line(verb: str, run: Path, **options: Any) -> str:
+    """The command line of a verb on a run, with the options that were given.
+
+    >>> command_line("evaluate", Path("runs/a"), method=["ncm", "tde"], alpha="1.5", power=None)
+    'tailwise evaluate runs/a --method ncm --method tde --alpha 1.5'
+    """
+    words = ["tailwise", verb, str(run)]
+    for name, given in options.items():
+        for value in given if isinstance(given, list | tuple) else [given]:
+            words += [] if value is None else [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from tailwise.cli.options import DataDir, Device, Json, Method, Metric, RunFolder
-from tailwise.cli.output import print_json, warnings_as_notes
+from tailwise.cli.output import command_line, print_json, warnings_as_notes
 
 
 def sweep(
@@ -41,7 +41,8 @@ def sweep(
             for seed in opened.seeds
         ]
     record = swept(opened.recipe.name, [seed.results() for seed in opened.seeds], [curve for curve, _ in done])
-    record |= {"wrote": [str(path) for _, path in done]}
+    command = command_line("sweep", run, method=method, metric=metric, highest=highest, step=step)
+    record |= {"command": command, "wrote": [str(path) for _, path in done]}
     if json:
         print_json(record)
     else:

@@ -141,6 +141,8 @@ def swept(name: str, results: Sequence[Result], curves: Sequence[dict[str, Any]]
         "name": name,
         "protocol": results[0]["protocol"],
         "seeds": [result["seed"] for result in results],
+        "subset_hashes": [result["subset_hash"] for result in results],
+        "versions": results[0]["versions"],
         "group_sizes": _group_sizes(results[0]),
         **{key: first[key] for key in ("method", "strength", "metric", "values")},
     }
