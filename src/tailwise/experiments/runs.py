@@ -27,7 +27,7 @@ Settled = TypeVar("Settled", bound=BaseModel)  # a recipe of some kind
 Seeded = TypeVar("Seeded", bound="HasSeed")
 RECIPE, CHECKPOINT, RESULTS, LOG = "recipe.json", "checkpoint.safetensors", "results.json", "log.jsonl"
 PARTIAL = ".partial"
-IDLE = ("seeds", "compute.workers", "data.kept", "data.workers")  # settings that no result depends on, to the bit
+IDLE = ("seeds", "data.kept", "data.workers")  # settings that no result depends on, to the bit
 RESULT_KEYS = {"seed", "subset_hash", "protocol", "published_counts", "versions", "checkpoint", "rows"}
 
 
