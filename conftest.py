@@ -15,6 +15,22 @@ import torch
 torch.set_num_threads(1)
 
 
+# The files that take longest go first, so that at the end no process waits for another that began one of them late;
+# pytest-xdist would begin with those of most tests, which are the quick ones.
+LONGEST = ("test_readme", "test_ranks", "test_cli", "test_resume", "test_reproduce", "test_catalog")
+
+
+def pytest_configure(config):
+    """Leave the order of the files to what follows."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first, the others as they were."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace):
     torch.manual_seed(0)

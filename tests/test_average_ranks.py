@@ -108,7 +108,9 @@ def run_rank(rank, folder):
 def held(tmp_path_factory):
     """Per rank, the average after each scenario."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(run_rank, args=(folder,), nprocs=2)  # raises what a rank raises
+    start = "fork" if hasattr(os, "fork") else "spawn"  # what is forked has torch already
+    # raises what a rank raises
+    torch.multiprocessing.start_processes(run_rank, args=(folder,), nprocs=2, start_method=start)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

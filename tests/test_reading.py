@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import multiprocessing
 import os
 import sys
 import tracemalloc
@@ -201,10 +202,12 @@ def test_what_cannot_be_read_is_named(workers, content, reason, tmp_path):
     split = DiskSplit(
         LooseFiles(tmp_path, string_array(names)), np.arange(3), torch.zeros(3, dtype=torch.int64), workers
     )
+    others = set(multiprocessing.active_children())
     with pytest.raises(InputError) as error:
         list(EpochBatches(split, torch.arange(3), 2, IMAGENET, augment=VIEW))
     assert str(error.value).startswith(f"{path}: {reason}")
     assert "\n" not in str(error.value)
+    assert set(multiprocessing.active_children()) <= others  # workers end at once, though the error is kept
 
 
 def test_splits(files):

@@ -143,8 +143,14 @@ def _loader(split: DiskSplit, transform: Transform, parts: Iterator[list[Job]]) 
     idle = _idle.setdefault(split, {}).setdefault(transform, [])
     jobs, loader = idle.pop() if idle else _started(split, transform)
     jobs.parts = parts
-    yield loader
-    idle.append((jobs, loader))  # after an error they are not asked again
+    try:
+        yield loader
+    except BaseException:  # they are not asked again
+        if loader._iterator is not None and split.workers:
+            # at once: if the error is kept, they end with it, in an order in which torch waits 5 seconds for each
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]  # of the iterator that has workers
+        raise
+    idle.append((jobs, loader))
 
 
 def _started(split: DiskSplit, transform: Transform) -> "tuple[_Jobs, DataLoader[Any]]":
