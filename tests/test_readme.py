@@ -69,11 +69,13 @@ def test_main_job_debiases(main_job):
 
 
 def test_every_other_command_runs_as_written(main_job):
+    """But for the number of seeds, which is the time it takes."""
     folder, _ = main_job
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("tailwise ")]
     assert len(lines) == 7
     for line in lines:
-        assert tailwise(line, folder)
+        line = line.partition("#")[0]
+        assert tailwise(f"{line} --seeds 1" if " train " in line else line, folder)
 
 
 def test_python_example_runs(tmp_path):
