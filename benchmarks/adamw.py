@@ -4,7 +4,6 @@ python benchmarks/adamw.py    # ten settings, two seeds each, some minutes; writ
 python docs/tables.py         # then: the table of docs/pitfalls.md
 """
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from records import RESULTS, seeds_of, write
 from tailwise import Store
 from tailwise.adjust import sweep_alpha, tde_components
 from tailwise.evaluate import metric
@@ -20,7 +20,6 @@ from tailwise.experiments.watch import Silent
 from tailwise.recipes.catalog import find
 from tailwise.recipes.overrides import override
 
-RECORD = Path(__file__).parents[1] / "results/adamw.json"
 SEEDS = range(2)
 SETTINGS = [
     ("SGD", 0.2, None, 5e-4),
@@ -36,10 +35,10 @@ SETTINGS = [
 ]
 
 
-def table(record: list[dict[str, Any]]) -> str:
+def table(record: dict[str, Any]) -> str:
     """As it stands in docs/pitfalls.md."""
     lines = ["optimiser  learning rate  momentum or betas  weight decay  plain   TDE  weight length"]
-    for row in record:
+    for row in record["settings"]:
         betas = ", ".join(f"{beta:g}" for beta in row["betas"] or (0.9,))
         plain, tde, length = np.mean([row["plain"], row["tde"], row["length"]], axis=1)
         lines.append(
@@ -51,7 +50,7 @@ def table(record: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Train with each setting: accuracy on validation images before and after TDE, and the weights' length."""
-    record = []
+    rows: list[dict[str, Any]] = []
     for name, rate, betas, decay in SETTINGS:
         asked = {"learning_rate": rate, "weight_decay": decay}
         if betas:
@@ -62,6 +61,7 @@ def main() -> None:
             (run,) = experiment.train(
                 [recipe], SEEDS, Path(folder) / "run", data_dir=None, watch=Silent(), device="cpu"
             )
+            seeds = seeds_of(run)
             for seed in run.seeds:
                 trained = measure.open_trained(seed, None, device="cpu")
                 val, classifier = Store.load(seed.store("val"), trained.digest), trained.model.classifier
@@ -70,9 +70,9 @@ def main() -> None:
                 found.append((swept.scores[0], max(swept.scores), float(classifier.weight.detach().norm(dim=1).mean())))
         plain, tde, length = zip(*found, strict=True)
         setting = {"optimizer": name, "learning_rate": rate, "betas": betas, "weight_decay": decay}
-        record.append(setting | {"plain": plain, "tde": tde, "length": length})
-        print(table(record[-1:]).splitlines()[-1], flush=True)
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+        rows.append(setting | {"plain": plain, "tde": tde, "length": length, "seeds": seeds})
+        print(table({"settings": rows[-1:]}).splitlines()[-1], flush=True)
+    write(RESULTS / "adamw.json", {"settings": rows})
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ subset_hash: of the ids of its training and test images.
 """
 
 import argparse
-import json
 from pathlib import Path
 
+from records import write
 from tailwise.checks import InputError
 from tailwise.data import cifar_lt
 
@@ -58,10 +58,10 @@ def main():
             found += subsets(num_classes, asked.data_dir)
         except InputError as error:
             print(f"cifar{num_classes} left out: {error}")
-    record = {"command": "python benchmarks/cifar_subsets.py --data-dir DIR", "subsets": found}
+    record = {"subsets": found}
     print(table(record), end="")
     if asked.out:
-        asked.out.write_text(json.dumps(record, indent=1) + "\n")
+        write(asked.out, record)
 
 
 if __name__ == "__main__":

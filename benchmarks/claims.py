@@ -11,12 +11,12 @@ and two of a kind are refused. Nothing here chooses anything: curves and correla
 
 import argparse
 import json
-import shlex
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from records import seeds_of, write
 from tailwise import InputError
 from tailwise.counts import GROUPS
 from tailwise.experiments import measure
@@ -28,7 +28,6 @@ from tailwise.report.summary import mean_and_std, paired_difference
 from tailwise.report.table import figure
 from tailwise.reproduction.evidence import first_stage
 from tailwise.reproduction.plan import changes
-from tailwise.reproduction.reproduce import hardware
 from tailwise.reproduction.targets import targets_of
 
 ALL = (*GROUPS, "all")
@@ -221,14 +220,11 @@ def record_of(runs, data_dir=None):
             "epochs": sum(stage.epochs for stage in run.recipe.stages),
             "protocol": run.recipe.protocol,
             "compute": run.recipe.compute.model_dump(mode="json"),
-            "seeds": [
-                {key: seed.results()[key] for key in ("seed", "subset_hash", "checkpoint", "versions")}
-                for seed in run.seeds
-            ],
+            "seeds": seeds_of(run),
         }
         for run in taken.values()
     ]
-    return {"hardware": hardware(), "claims": asked(taken, data_dir), "runs": about}
+    return {"claims": asked(taken, data_dir), "runs": about}
 
 
 def table(record):
@@ -281,8 +277,7 @@ def main():
         parser.error(str(error))
     print(table(record), end="")
     if given.out:
-        record = {"command": shlex.join(["python", "benchmarks/claims.py", *map(str, given.runs)]), **record}
-        given.out.write_text(json.dumps(record, indent=1) + "\n")
+        write(given.out, record)
 
 
 if __name__ == "__main__":

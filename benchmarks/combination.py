@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from records import RESULTS, seeds_of, write
 from tailwise import ClassCounts, Store
 from tailwise.adjust import combine, tde_components
 from tailwise.classifiers import CausalClassifier
+from tailwise.experiments.runs import open_run
 from tailwise.train import load_checkpoint
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 @torch.no_grad()
@@ -38,10 +38,10 @@ def measured(seed: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return asdict(combine(parts, torch.from_numpy(np.array(test.labels)), prior))
 
 
-def table(record: dict[str, list[dict[str, Any]]]) -> str:
+def table(record: dict[str, Any]) -> str:
     """As it stands in docs/own_features.md: a row for each seed."""
     lines = ["data         seed  alpha  strength    T   over alpha alone       over the prior alone"]
-    for data, seeds in record.items():
+    for data, seeds in record["found"].items():
         for seed, found in enumerate(seeds):
             gains = []
             for alone in (found["alpha_alone"], found["strength_alone"]):
@@ -56,12 +56,17 @@ def table(record: dict[str, list[dict[str, Any]]]) -> str:
 
 def main(run: Path) -> None:
     """Measure a run of cifar100-lt, add what benchmarks/shift.py found on digits-lt, write the record."""
-    recipe = json.loads((run / "recipe.json").read_text())["recipe"]
-    settings = {key: value for key, value in recipe["classifier"].items() if key != "name"}
-    found = [measured(seed, settings) for seed in sorted(run.glob("seed-*")) if seed.suffix == ""]
-    digits = json.loads((RESULTS / "shift.json").read_text())["combine"]
-    record = {"digits-lt": digits, recipe["data"]["name"]: found}
-    (RESULTS / "combination.json").write_text(json.dumps(record, indent=1) + "\n")
+    opened = open_run(run)
+    settings = {key: value for key, value in opened.recipe.classifier.model_dump().items() if key != "name"}
+    digits = json.loads((RESULTS / "shift.json").read_text())
+    record = {
+        "found": {
+            "digits-lt": digits["combine"],
+            opened.recipe.data.name: [measured(seed.path, settings) for seed in opened.seeds],
+        },
+        "runs": {"digits-lt": digits["seeds"], opened.recipe.data.name: seeds_of(opened)},
+    }
+    write(RESULTS / "combination.json", record)
     print(table(record))
 
 

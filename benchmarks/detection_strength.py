@@ -8,13 +8,13 @@ averaged as probabilities, as TDE's are, and not as logits; "none" is the recipe
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from records import RESULTS, write
 from tailwise.experiments.detection_experiment import measured, open_detector
 from tailwise.experiments.detection_runs import DetectionSeed, open_detection_run
 from tailwise.recipes.build_detection import build_detection_data, inference_of
@@ -22,7 +22,6 @@ from tailwise.report.detection import PRECISIONS
 from tailwise.report.summary import mean_and_std
 from tailwise.report.table import figure
 
-RECORD = Path(__file__).parents[1] / "results/digit-scenes-lt-strength.json"
 ALPHAS = (0.0, 0.75, 1.5, 3.0)
 
 
@@ -64,7 +63,7 @@ def main() -> None:
     made_of = [seed.results()["checkpoint"] for seed in run.seeds]
     record = {"recipe": run.recipe.name, "seeds": [seed.seed for seed in run.seeds], "of": made_of, "rows": rows}
     print(table(record), end="")
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    write(RESULTS / "digit-scenes-lt-strength.json", record)
 
 
 if __name__ == "__main__":

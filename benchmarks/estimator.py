@@ -15,10 +15,8 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import adjust
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
@@ -27,10 +25,12 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import adjust
+import records
 from tailwise.data.long_tail import frozen_order, long_tailed_counts
 from tailwise.estimator import METHODS, LongTailClassifier
 
-RECORD = Path(__file__).parents[1] / "results/estimator.json"
+RECORD = records.RESULTS / "estimator.json"
 SIZES = {"cost": (100_000, 512, 1_000), "small": (25_000, 256, 500)}
 Split = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     arguments = parser.parse_args()
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    record.setdefault("made", {})[arguments.part] = records.made()
     if arguments.part == "choices":
         record["choices"] = {}
         for name, data in DATA.items():

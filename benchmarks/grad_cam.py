@@ -1,19 +1,19 @@
 """How much of an image Grad-CAM covers, by method: of rare test images, for docs/figures.md.
 
     tailwise train digits-lt --out runs/figures/papers
-    python benchmarks/grad_cam.py runs/figures/papers > results/digits-lt-grad-cam.json
+    python benchmarks/grad_cam.py runs/figures/papers    # writes results/digits-lt-grad-cam.json
 
 The share of an image that speaks for its true class at least half as much as the place that does so most, in percent:
 mean over the test images of group few, then mean and sample standard deviation over seeds.
 """
 
-import json
 import statistics
 import sys
 from pathlib import Path
 
 import torch
 
+from records import RESULTS, seeds_of, write
 from tailwise.adjust import grad_cam
 from tailwise.deployment.deploy import plain_model
 from tailwise.experiments import measure
@@ -34,14 +34,16 @@ def covered(seed: Trained, method: str) -> float:
 
 
 def main() -> None:
-    """Print the record."""
-    record = {}
+    """Measure and write the record."""
+    covers, about = {}, {}
     for run, methods in METHODS.items():
-        seeds = [measure.open_trained(seed, None, device="cpu") for seed in open_run(Path(sys.argv[1]) / run).seeds]
+        opened = open_run(Path(sys.argv[1]) / run)
+        about[run] = seeds_of(opened)
+        seeds = [measure.open_trained(seed, None, device="cpu") for seed in opened.seeds]
         for method in methods:
             values = [covered(seed, method) for seed in seeds]
-            record[method] = {"mean": statistics.fmean(values), "std": statistics.stdev(values)}
-    print(json.dumps({"name": "digits-lt-grad-cam", "covered": record}, indent=1))
+            covers[method] = {"mean": statistics.fmean(values), "std": statistics.stdev(values)}
+    write(RESULTS / "digits-lt-grad-cam.json", {"covered": covers, "runs": about})
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ direction is that of the mean training feature; alpha and temperature are chosen
 import argparse
 import contextlib
 import io
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from records import seeds_of, write
 from tailwise.adjust import ALPHAS, choose, class_means, counterfactual_tde, relearn
 from tailwise.evaluate import metric, shot_accuracy
 from tailwise.experiments import experiment, measure
@@ -90,11 +90,11 @@ def main():
         (run,) = experiment.train(
             find("digits-lt/joint"), range(asked.seeds), Path(folder) / "run", data_dir=None, watch=Silent()
         )
-        seeds = [{"seed": seed.seed, "rows": rows_of(measure.open_trained(seed, None))} for seed in run.seeds]
-    record = {"command": f"python benchmarks/oltr_tde.py --seeds {asked.seeds}", "seeds": seeds}
+        rows = [rows_of(measure.open_trained(seed, None)) for seed in run.seeds]
+        record = {"seeds": [{**about, "rows": found} for about, found in zip(seeds_of(run), rows, strict=True)]}
     print(table(record), end="")
     if asked.out:
-        asked.out.write_text(json.dumps(record, indent=1) + "\n")
+        write(asked.out, record)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ optimiser, and for two streams both. Plain and rival take turns; a figure is the
 """
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from records import write
 from tailwise.experiments.build_data import build_data
 from tailwise.recipes.build import build_model
 from tailwise.recipes.build_stages import build_load, build_stages, build_view
@@ -89,9 +88,8 @@ def main():
             pairs = [(rival(asked.steps), plain(asked.steps)) for _ in range(asked.pairs)]
             ratios[method] = statistics.median(a / b for a, b in pairs)
             print(f"{method:24} {ratios[method]:5.2f}", flush=True)
-    about = {"machine": platform.machine(), "torch": torch.__version__, "pairs": asked.pairs, "steps": asked.steps}
     if asked.out:
-        asked.out.write_text(json.dumps({"ratios": ratios, **about}, indent=1) + "\n")
+        write(asked.out, {"ratios": ratios, "pairs": asked.pairs, "steps": asked.steps})
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import curves
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+import curves
 from tailwise import CausalClassifier, ClassCounts
 from tailwise.adjust import sweep_alpha, tde_components
 from tailwise.data import frozen_order

@@ -6,7 +6,6 @@
 Strengths are chosen on validation images weighted to the test prior; nothing is chosen on test images.
 """
 
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from records import RESULTS, seeds_of, write
 from tailwise import Store
 from tailwise.adjust import combine, fit_temperature, tde_components
 from tailwise.data import digits_lt
@@ -24,7 +24,6 @@ from tailwise.experiments.runs import SeedFolder
 from tailwise.experiments.watch import Silent
 from tailwise.recipes.catalog import find
 
-RECORD = Path(__file__).parents[1] / "results/shift.json"
 SEEDS = range(5)
 SHIFTS = tuple(("forward", ratio) for ratio in (50, 25, 10, 5, 2, 1)) + tuple(
     ("backward", ratio) for ratio in (2, 5, 10, 25, 50)
@@ -95,15 +94,16 @@ def main() -> None:
         out = Path(folder) / "run"
         (run,) = experiment.train([find("digits-lt/tde")[0]], SEEDS, out, data_dir=None, watch=Silent(), device="cpu")
         found = [rows(seed) for seed in run.seeds]
-        combined = [gains(seed) for seed in run.seeds]
+        combined, seeds = [gains(seed) for seed in run.seeds], seeds_of(run)
     record = {
         "shifts": SHIFTS,
         "columns": COLUMNS,
         "accuracy": [accuracy for accuracy, _ in found],
         "off": [off for _, off in found],
         "combine": combined,
+        "seeds": seeds,
     }
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    write(RESULTS / "shift.json", record)
     print(table(record))
 
 

@@ -1,15 +1,14 @@
 """`tailwise reproduce`, end to end: what is planned, trained, resumed, compared and recorded."""
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+import claims
 from jpeg_trees import TRAIN, benchmark_tree
 from tailwise import InputError
 from tailwise.adjust import tde
@@ -31,12 +30,6 @@ from tailwise.reproduction.plan import Request
 from tailwise.reproduction.targets import TABLES
 
 SHORT = ["stages.0.epochs=1", "second.crt.stage.epochs=1", "second.lws.stage.epochs=1", "compute.threads=1"]
-
-
-ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("claims", ROOT / "benchmarks/claims.py")
-claims = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(claims)
 
 
 def command(capsys, *arguments):
@@ -309,8 +302,11 @@ def test_what_is_printed_of_val_is_compared_with_val(table, tmp_path, monkeypatc
     assert [line["verdict"] for line in lines] == ["single run", "single run"]
     assert lines[1]["difference"] == pytest.approx(accuracy[1] - 50.0)
     record["runs"][0]["seeds"][0]["rows"]["ncm"] = {"all": 50.0}
+    lines[1]["difference"] = -0.02
     print_reproduction(Console(), record)
-    assert "from the same first stages, of test, protocol clean, no number in print:" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "from the same first stages, of test, protocol clean, no number in print:" in shown
+    assert " +0.0  single run" in shown  # no minus before nothing
 
 
 def test_a_record_outlives_its_runs(out, tmp_path):

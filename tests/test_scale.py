@@ -1,9 +1,7 @@
 """Nothing grows faster than linearly: the exponents of `benchmarks/scale.py`, and memory that says so in small."""
 
-import sys
 import tracemalloc
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import curves
+import scale
 from tailwise import ClassCounts
 from tailwise.adjust import ALPHAS, NORM_POWERS, predictions_by_alpha, predictions_by_norm_power, sweep_alpha
 from tailwise.data import frozen_order
@@ -27,21 +27,6 @@ from tailwise.sampling import (
     repeat_factors,
 )
 
-
-@pytest.fixture(scope="module")
-def benchmarks():
-    """(curves, scale) of benchmarks/, which is no package."""
-    folder = str(Path(__file__).parents[1] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        import curves
-        import scale
-
-        yield curves, scale
-    finally:
-        sys.path.remove(folder)
-
-
 # ---- the fit
 
 SIZES = [10 ** (k / 2) for k in range(6, 15)]
@@ -53,22 +38,21 @@ def curve(of, **more):
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
-def test_fit_recovers_the_exponent_below_an_overhead(benchmarks, power):
-    found = benchmarks[0].exponent(curve(lambda x: 0.01 + 1e-3 * x**power), "seconds")
+def test_fit_recovers_the_exponent_below_an_overhead(power):
+    found = curves.exponent(curve(lambda x: 0.01 + 1e-3 * x**power), "seconds")
     assert found == pytest.approx(power, abs=0.02)
 
 
-def test_fit_is_not_misled_by_the_small_end(benchmarks):
+def test_fit_is_not_misled_by_the_small_end():
     """A linear cost of which the overhead is all there is to see below 10^4."""
-    assert benchmarks[0].exponent(curve(lambda x: 1.0 + 1e-4 * x), "seconds") == pytest.approx(0.9, abs=0.12)
+    assert curves.exponent(curve(lambda x: 1.0 + 1e-4 * x), "seconds") == pytest.approx(0.9, abs=0.12)
 
 
-def test_what_cannot_be_measured_has_no_exponent(benchmarks):
-    assert benchmarks[0].exponent(curve(lambda x: 1e-12 * x), "seconds") is None
+def test_what_cannot_be_measured_has_no_exponent():
+    assert curves.exponent(curve(lambda x: 1e-12 * x), "seconds") is None
 
 
-def test_verdict(benchmarks):
-    curves = benchmarks[0]
+def test_verdict():
     for of, steep in (
         (lambda x: 1e-6 * x, 0),
         (lambda x: 1e-7 * x * np.log(x), 0),
@@ -78,8 +62,7 @@ def test_verdict(benchmarks):
         assert len(curves.too_steep({"curves": [curve(of)]})) == steep
 
 
-def test_caches_excuse_draws_by_as_much_as_they_bend_random_reads(benchmarks):
-    curves = benchmarks[0]
+def test_caches_excuse_draws_by_as_much_as_they_bend_random_reads():
     reads = curve(lambda x: 1e-9 * x**1.4, part="sampler", name=curves.REFERENCES["sampler"])
     for power, steep in ((1.4, 0), (1.6, 1), (2.0, 1)):
         own = curve(lambda x, power=power: 1e-9 * x**power, part="sampler")
@@ -89,16 +72,15 @@ def test_caches_excuse_draws_by_as_much_as_they_bend_random_reads(benchmarks):
         assert len(curves.too_steep({"curves": [reads, {**own, "part": "metrics"}]})) == 1
 
 
-def test_every_curve_can_be_measured(benchmarks, tmp_path):
-    scale = benchmarks[1]
+def test_every_curve_can_be_measured(tmp_path):
     scale.SCRATCH[:] = [str(tmp_path)]
     for part in scale.all_curves(quick=True):
         part.build(part.sizes[0])()
 
 
-def test_table_has_a_line_for_every_curve(benchmarks):
+def test_table_has_a_line_for_every_curve():
     linear, square = curve(lambda x: 1e-6 * x), curve(lambda x: 1e-6 * x**2, part="q")
-    lines = benchmarks[0].table({"curves": [linear, square]}).splitlines()
+    lines = curves.table({"curves": [linear, square]}).splitlines()
     assert [line.split()[-1] for line in lines if "--" not in line] == ["~", "1.00", "2.00"]
 
 

@@ -146,7 +146,7 @@ def _cells(line: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str, s
     printed = "-" if line["printed"] is None else f"{line['printed']:.1f}{spread}"
     under = line["under"]
     paper = line["ours"].get(under)
-    difference = "-" if line["difference"] is None else f"{line['difference']:+.1f}"
+    difference = "-" if line["difference"] is None else f"{line['difference']:+z.1f}"
     verdict = line["verdict"]
     if verdict == "not run" and line["reason"] != "no run yet":
         verdict += f": {_short(line['reason'])}"

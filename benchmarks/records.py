@@ -1,0 +1,40 @@
+"""What every script here writes beside its numbers: the command, the machine and the versions they come from."""
+
+import json
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tailwise.experiments.runs import Run
+from tailwise.reproduction.reproduce import hardware
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def made() -> dict[str, Any]:
+    """Of this process. A path stands as it was given: from the folder that holds the runs it is the same anywhere."""
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    versions = {"tailwise": version("tailwise"), "torch": torch.__version__, "numpy": np.__version__}
+    return {
+        "command": command,
+        "hardware": hardware(),
+        "versions": {**versions, "python": platform.python_version(), "machine": platform.machine()},
+    }
+
+
+def seeds_of(run: Run) -> list[dict[str, Any]]:
+    """What a run's numbers rest on: each seed, the hash of its subset, the digest of its weights, its versions."""
+    return [
+        {key: seed.results()[key] for key in ("seed", "subset_hash", "checkpoint", "versions")} for seed in run.seeds
+    ]
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """The record, after what it comes from."""
+    path.write_text(json.dumps({"made": made(), **record}, indent=1) + "\n")
