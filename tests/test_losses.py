@@ -407,6 +407,21 @@ def test_finite_whatever_the_logits_and_counts(name, dtype, scale):
     assert logits.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("name", [name for name in LOSSES if "Sigmoid" not in name])
+def test_a_logit_of_minus_infinity_is_a_class_that_is_not_there(name):
+    """Of a class without an image: neither the loss nor its gradient is NaN, whole targets or distributions."""
+    logits, target = sample()
+    target = torch.where(target == 2, 0, target)
+    logits[:, 2] = -math.inf
+    soft = torch.nn.functional.one_hot(target, C).double()
+    for meant in (target, soft) if name in SOFT else (target,):
+        losses = of(name, WITH_UNSEEN)(logits.requires_grad_(), meant, reduction="none")
+        expected = of(name, WITH_UNSEEN)(logits.masked_fill(logits == -math.inf, -800), target, reduction="none")
+        torch.testing.assert_close(losses, expected)
+        (gradient,) = torch.autograd.grad(losses.sum(), logits)
+        assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("name", MASKS)
 def test_a_class_without_an_image_is_masked_unless_allowed(name):
     logits, target = sample()

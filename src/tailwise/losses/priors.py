@@ -110,7 +110,8 @@ def vs_loss(
     images = images_per_class(counts, logits)
     if allow_unseen:
         images = images.clamp_min(1)
-    scaled = (images / images.amax()) ** gamma * logits
+    # masked by its prior, and 0 times -inf would be NaN
+    scaled = (images / images.amax()) ** gamma * logits.masked_fill(images == 0, 0)
     return logit_adjusted_cross_entropy(scaled, target, images, temperature=temperature, reduction=reduction)
 
 

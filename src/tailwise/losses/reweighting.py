@@ -40,13 +40,14 @@ def focal(
     """
     checks.number("gamma", gamma, at_least=0)
     log_p = F.log_softmax(logits, dim=1)
-    if not target.is_floating_point():
-        log_p = log_p.gather(1, target[:, None])
+    soft = target.is_floating_point()
+    # before the power, of which a masked class's infinity would make the gradient NaN
+    log_p = log_p.masked_fill(target == 0, 0) if soft else log_p.gather(1, target[:, None])
     # 1 - p from log p without cancellation; its power has no finite slope at 0 below gamma = 1, hence the bound
     ease = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny) ** gamma
     losses = -(ease.detach() if detach else ease) * log_p
-    if target.is_floating_point():
-        losses = target * losses.masked_fill(target == 0, 0)
+    if soft:
+        losses = target * losses
     return reduced(losses.sum(dim=1), reduction)
 
 
