@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tailwise.losses
+from causal_oracles import unchecked
 from tailwise import ClassCounts, InputError
 from tailwise.losses import (
     LDAM,
@@ -420,6 +421,15 @@ def test_a_logit_of_minus_infinity_is_a_class_that_is_not_there(name):
         torch.testing.assert_close(losses, expected)
         (gradient,) = torch.autograd.grad(losses.sum(), logits)
         assert gradient.isfinite().all()
+
+
+@every_loss
+def test_a_reduction_that_is_none_is_named(name):
+    logits, target = sample()
+    soft = torch.nn.functional.one_hot(target, C).double()
+    for meant in (target, soft) if name in SOFT else (target,):
+        with pytest.raises(InputError, match="reduction: unknown value 'sum'; valid: mean, none"), unchecked():
+            of(name)(logits, meant, reduction="sum")
 
 
 @pytest.mark.parametrize("name", MASKS)

@@ -1,6 +1,6 @@
 """The loss that every other one must beat, and what they all share."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,16 @@ def cross_entropy(
         target: classes in 0..C-1, [N], or a distribution q over the classes for each sample, [N, C], as mixup makes it.
         reduction: "mean" over samples, or "none" for one value per sample, [N].
 
+    Raises:
+        InputError: another reduction.
+
     >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
     tensor(1.3863)
     >>> cross_entropy(torch.zeros(1, 4), torch.tensor([[0.5, 0.0, 0.5, 0.0]]))
     tensor(1.3863)
     """
     if not target.is_floating_point():
-        return F.cross_entropy(logits, target, reduction=reduction)
+        return F.cross_entropy(logits, target, reduction=known(reduction))
     # 0 log 0 is 0: a class that is masked and not meant
     log_p = F.log_softmax(logits, dim=1).masked_fill(target == 0, 0)
     return reduced(-(target * log_p).sum(dim=1), reduction)
@@ -47,9 +50,15 @@ class CrossEntropy(nn.Module):
         return cross_entropy(logits, target, reduction=self.reduction)
 
 
+def known(reduction: Reduction) -> Reduction:
+    """`reduction` if it is one: a loss that took "sum" for "none" would train, on something else."""
+    checks.choice("reduction", reduction, get_args(Reduction))
+    return reduction
+
+
 def reduced(losses: Float[Tensor, " N"], reduction: Reduction) -> Float[Tensor, "..."]:
     """The mean of a loss per sample, or the losses themselves."""
-    return losses.mean() if reduction == "mean" else losses
+    return losses.mean() if known(reduction) == "mean" else losses
 
 
 def one_vs_all(logits: Float[Tensor, "N C"], gamma: float = 0.0) -> tuple[Float[Tensor, "N C"], Float[Tensor, "N C"]]:
