@@ -57,6 +57,17 @@ def test_weights_keep_the_size_of_the_loss():
     assert weights[1] == 0
 
 
+def test_the_epoch_it_starts_at_is_not_rounded():
+    """0.29 * 100 is a little less than 29 in floating point: epoch 29 is still without weights."""
+    for after, last in ((0.29, 29), (0.57, 57), (0.8, 80), (0.295, 29)):
+        loss = deferred(after=after)
+        on = []
+        for epoch in range(1, 101):
+            loss.start_epoch(epoch, 100)
+            on.append(loss.on)
+        assert on == [epoch > last for epoch in range(1, 101)]
+
+
 @pytest.mark.parametrize(("settings", "message"), [({"after": -0.1}, "after"), ({"beta": 1.0}, "beta")])
 def test_settings_outside_their_range_are_named(settings, message):
     with pytest.raises(InputError, match=message):

@@ -62,7 +62,7 @@ class DeferredReweighting(nn.Module):
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Epoch 1, 2, ... of `epochs`: weights are on once the part without them is over."""
-        self.on = epoch > self.after * epochs
+        self.on = epoch > round(self.after * epochs, 6)  # 0.29 * 100 is 28.999999999999996
 
     def forward(self, logits: Float[Tensor, "N C"], target: Target) -> Float[Tensor, ""]:
         losses = self.loss(logits, target)
