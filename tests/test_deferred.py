@@ -68,6 +68,14 @@ def test_the_epoch_it_starts_at_is_not_rounded():
         assert on == [epoch > last for epoch in range(1, 101)]
 
 
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_loss_that_reduces_is_refused(n):
+    logits, target = sample(n)
+    loss = DeferredReweighting(CrossEntropy(), ClassCounts(COUNTS))
+    with pytest.raises(InputError, match=rf"^loss: expected one value for each of {n} samples .*, got shape \[\]$"):
+        loss(logits, target)
+
+
 @pytest.mark.parametrize(("settings", "message"), [({"after": -0.1}, "after"), ({"beta": 1.0}, "beta")])
 def test_settings_outside_their_range_are_named(settings, message):
     with pytest.raises(InputError, match=message):

@@ -26,7 +26,7 @@ class DeferredReweighting(nn.Module):
         after: the part of the stage without weights, at least 0; Cao et al. take 160 of 200 epochs.
 
     Raises:
-        InputError: beta or after outside its range.
+        InputError: beta or after outside its range; a loss that does not give one value per sample.
 
     Limit cases: after = 1 or beta = 0 is the mean of the loss itself.
 
@@ -66,6 +66,11 @@ class DeferredReweighting(nn.Module):
 
     def forward(self, logits: Float[Tensor, "N C"], target: Target) -> Float[Tensor, ""]:
         losses = self.loss(logits, target)
+        if losses.shape != logits.shape[:1]:
+            raise checks.InputError(
+                f"loss: expected one value for each of {len(logits)} samples (reduction='none'), "
+                f"got shape {list(losses.shape)}"
+            )
         if self.on:
             weights = target @ self.weights.to(target) if target.is_floating_point() else self.weights[target]
             losses = weights * losses
