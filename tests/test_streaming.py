@@ -54,6 +54,21 @@ def test_chunks_make_steps_of_their_own_in_an_order_the_seed_decides():
     assert (one.classifier(X).argmax(dim=1) == Y).float().mean() > 0.6
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_features_of_any_precision(dtype):
+    x = X.bfloat16()
+    one, same = Streamed(causal()), Streamed(causal())
+    one.learn(x.to(dtype), Y)
+    same.learn(x.float(), Y)
+    assert torch.equal(one.classifier.weight, same.classifier.weight)
+
+
+def test_no_gradient_reaches_what_made_the_features():
+    backbone = torch.nn.Linear(6, 6)
+    Streamed(causal()).learn(backbone(X), Y, epochs=2)  # a second step through its graph would raise
+    assert backbone.weight.grad is None
+
+
 def test_misuse_is_refused_and_changes_nothing():
     streamed = Streamed(causal())
     before = streamed.classifier.weight.clone()

@@ -56,7 +56,7 @@ class Streamed(Generic[Classifier]):
         """Pass over a chunk `epochs` times.
 
         Args:
-            features, labels: the chunk, [N, D] and [N].
+            features, labels: the chunk, [N, D] and [N]; features of any precision, no gradient goes to them.
             epochs: passes.
             batch_size: of a step; None is N / 100, but 8 at least and 1024 at most.
             seed: of the order.
@@ -64,6 +64,7 @@ class Streamed(Generic[Classifier]):
         Raises:
             InputError: features and labels that do not fit, a setting outside its range, weights that diverge.
         """
+        features = features.detach().to(next(self.classifier.parameters()).dtype)
         with torch.no_grad():
             labels = check_samples(features, labels, self.classifier(features[:1]).shape[1])
         checks.whole("epochs", epochs)
