@@ -302,6 +302,14 @@ def test_the_combination_folds_into_one_classifier(target):
     assert plain.bias is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_components_in_half_precision_combine_as_in_float32(dtype):
+    (a, b), labels = biased(n=60)
+    a, b = a.to(dtype), b.to(dtype)
+    few = {"alphas": (0.0, 1.0, 1.5, 2.0), "strengths": (0.0, 1.0), "resamples": 5}
+    assert combine((a, b), labels, PRIOR, **few) == combine((a.float(), b.float()), labels, PRIOR, **few)
+
+
 def test_choosing_and_combining_refuse():
     (a, b), labels = biased(n=20)
     predicted, truth = predictions(n=20)

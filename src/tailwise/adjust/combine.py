@@ -101,7 +101,7 @@ def combine(
     >>> best.alpha, best.strength, best.score
     (0.7, 0.0, 100.0)
     """
-    a, b = components
+    a, b = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in components)  # numpy has no bfloat16
     num_classes = a.shape[1]
     if len(labels) != len(a) or not len(labels):
         raise checks.InputError(f"labels: expected one for each of {len(a)} samples, at least one, got {len(labels)}")
