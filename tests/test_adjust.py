@@ -33,6 +33,7 @@ from causal_oracles import (
 from tailwise import InputError
 from tailwise.adjust import background_exempted, fold_tde, head_cosine, tde, tde_components, tde_logits
 from tailwise.classifiers import CausalClassifier, LinearClassifier
+from tailwise.classifiers.functional import scale_features
 
 
 def from_components(features, classifier, alpha):
@@ -217,6 +218,43 @@ def test_every_form_in_half_precision_on_large_features(kind, dtype, form):
     logits = form(x, classifier, 1.5)
     assert_tde(logits, x, classifier.weight, direction, 1.5, hyper, 5e-2)
     assert_finite_gradients(logits, x)
+
+
+PRECISIONS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("own", PRECISIONS, ids=str)
+@pytest.mark.parametrize("kind", MODULES)
+def test_features_of_any_precision_give_logits_of_the_classifiers(kind, own, form):
+    """numpy's floats are doubles, stored features often halves."""
+    classifier = trained(kind, dtype=torch.float32).to(own)
+    x = draw(18, 4, 1, 1)[0].bfloat16()
+    expected = form(x.to(own), classifier, 1.5)
+    assert expected.dtype == own
+    for dtype in PRECISIONS:
+        actual = form(x.to(dtype), classifier, 1.5)
+        assert actual.dtype == own
+        assert_close(actual, expected, 5e-2 if torch.bfloat16 in (own, dtype) else 1e-2)
+        assert_close(head_cosine(x.to(dtype), classifier), head_cosine(x.to(own), classifier), 1e-2)
+
+
+@pytest.mark.parametrize("own", PRECISIONS, ids=str)
+def test_a_direction_in_float32_suits_any_precision(own):
+    x, weight, direction = (part.to(own) for part in draw(19, 4, 5, 2))
+    hyper = {"num_heads": 2, **HYPERPARAMETERS["causal"]}
+    actual = tde_logits(x, weight, direction.float(), 1.5, **hyper)
+    assert actual.dtype == own
+    assert_tde(actual, x, weight, direction, 1.5, hyper, 5e-2)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_autocast_decides_in_what_a_folded_classifier_multiplies(dtype):
+    classifier, x = fold_tde(trained("causal", dtype=torch.float32), 1.5), draw(18, 4, 1, 1)[0].to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = classifier(x)
+    normalized = scale_features(x, 2, "unit").flatten(1).bfloat16()
+    assert torch.equal(logits, torch.nn.functional.linear(normalized, classifier.weight.bfloat16()))
 
 
 @pytest.mark.parametrize("num_heads", HEADS)

@@ -55,6 +55,17 @@ def test_a_classifier_that_is_not_linear_follows_equation_2(num_heads):
     assert torch.equal(counterfactual_tde(fn, x, direction, 0.0), fn(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_direction_in_float32_suits_half_precision(dtype):
+    """`FeatureAverage.direction` is in float32 whatever the classifier is in."""
+    x, _, direction = draw(3, 6, 5, 2)
+    fn = MlpClassifier(DIM, 5)
+    expected = counterfactual_tde(fn, x.float(), direction.float(), 1.5)
+    actual = counterfactual_tde(fn.to(dtype), x.to(dtype), direction.float(), 1.5)
+    assert actual.dtype == dtype
+    assert_close(actual, expected, 5e-2)
+
+
 @pytest.mark.parametrize("num_heads", HEADS)
 @pytest.mark.parametrize("kind", MODULES)
 def test_the_linear_part_on_normalized_features_is_equation_8(kind, num_heads):

@@ -19,7 +19,7 @@ from tailwise.adjust import (
     sweep_temperature,
     tde,
 )
-from tailwise.classifiers import FoldedClassifier, LinearClassifier, MlpClassifier, ScaledClassifier
+from tailwise.classifiers import CosineClassifier, FoldedClassifier, LinearClassifier, MlpClassifier, ScaledClassifier
 
 C = 7
 COUNTS = ClassCounts((400, 60, 12, 3, 1, 9, 30))
@@ -245,6 +245,14 @@ def test_a_temperature_below_zero_or_not_finite_is_named(temperature):
         adjust_logits(torch.zeros(1, C), COUNTS.prior, temperature=temperature)
     with pytest.raises(InputError, match="temperature: expected a finite number at least 0"):
         fold_logit_adjustment(LinearClassifier(DIM, C), COUNTS, temperature=temperature)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", [LinearClassifier, CosineClassifier])
+def test_features_of_any_precision(kind, dtype):
+    classifier, x = kind(DIM, C), normal(17, 4, DIM).half()
+    z, _ = log_prior_components(x.to(dtype), classifier, COUNTS)
+    assert_close(z, log_prior_components(x.float(), classifier, COUNTS)[0], 1e-2)
 
 
 def test_wrong_classifiers_counts_and_features_are_named():

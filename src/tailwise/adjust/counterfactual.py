@@ -51,5 +51,5 @@ def counterfactual_tde(
     checks.finite("features", features.detach().float().cpu().numpy())
     x = heads(features, len(direction))
     head_part = ((x * direction).sum(dim=-1, keepdim=True) * direction).flatten(1)
-    logits, effect = fn(features), fn(head_part)
+    logits, effect = fn(features), fn(head_part.to(features.dtype))
     return logits - alpha * effect.where(effect > -torch.inf, 0)

@@ -105,6 +105,9 @@ def fit_fslwf(
         seed: of episodes and first keys.
         allow_unseen: let a class without a training image be predicted, by its row of `weight`.
 
+    Returns:
+        A classifier in float32, whatever the precision of the features.
+
     Raises:
         InputError: features, labels and weight that do not fit, no few-shot class, fewer than two base classes, a
             setting outside its range, training that diverges.

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tailwise import checks
 from tailwise.adjust.unseen import bias_of_unseen, mask_unseen
-from tailwise.classifiers.functional import Norm, scale_features, scale_weight
+from tailwise.classifiers.functional import Norm, product_dtype, scale_features, scale_weight
 from tailwise.classifiers.normalized import FoldedClassifier, NormalizedClassifier
 from tailwise.counts import ClassCounts
 from tailwise.shapes import Float
@@ -37,7 +37,7 @@ def tde_logits(
     the denominator is the classifier's own, |x_k| + 1 for |x_k|.
 
     Args:
-        features: [N, D], D divisible by `num_heads`.
+        features: [N, D], D divisible by `num_heads`; of any precision, the logits are in the weight's.
         weight: one row per class, [C, D].
         direction: the head direction of each head, unit vectors or 0, [K, D/K] (`FeatureAverage.direction`).
         alpha: how much of the head direction's effect is subtracted; the paper uses 1 to 3.
@@ -57,7 +57,7 @@ def tde_logits(
     x = scale_features(features, num_heads, norm)
     along_head = (x * direction).sum(dim=-1, keepdim=True) * direction
     x = (x - alpha * along_head) * (tau / num_heads)
-    return F.linear(x.flatten(1), scale_weight(weight, num_heads, gamma).flatten(1))
+    return F.linear(x.flatten(1).to(product_dtype(weight)), scale_weight(weight, num_heads, gamma).flatten(1))
 
 
 def tde(
@@ -123,9 +123,10 @@ def tde_components(
     direction = _direction(classifier)
     weight = scale_weight(classifier.weight, classifier.num_heads, classifier.gamma)
     x = scale_features(features, classifier.num_heads, classifier.norm) * (classifier.tau / classifier.num_heads)
-    a = F.linear(x.flatten(1), weight.flatten(1))
+    dtype = product_dtype(classifier.weight)
+    a = F.linear(x.flatten(1).to(dtype), weight.flatten(1))
     # b = sum_k (x_k . d_k) (w_k . d_k): a product of inner size K, not D
-    b = (x * direction).sum(dim=-1) @ (weight * direction).sum(dim=-1).T
+    b = (x * direction).sum(dim=-1).to(dtype) @ (weight * direction).sum(dim=-1).T
     return mask_unseen(a, counts, allow_unseen=allow_unseen), b
 
 

@@ -139,12 +139,15 @@ def normalized_logits(
     checks.number("tau", tau, above=0)
     checks.number("gamma", gamma, at_least=0)
     x = scale_features(features, num_heads, norm) * (tau / num_heads)
-    w: Tensor = _ScaledWeight.apply(heads(weight, num_heads), gamma, _product_dtype(weight))
+    w: Tensor = _ScaledWeight.apply(heads(weight, num_heads), gamma, product_dtype(weight))
     return F.linear(x.flatten(1), w.flatten(1))
 
 
-def _product_dtype(weight: Tensor) -> torch.dtype:
-    """What autocast, if it is on, takes a product in."""
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """What a product with this weight is taken in: what autocast says, if it is on, else the weight's own type.
+
+    Features are converted to it last, after they were normalized: nothing is lost or overflows on the way.
+    """
     kind = weight.device.type
     on = torch.is_autocast_enabled(kind) and weight.dtype == torch.float32
     return torch.get_autocast_dtype(kind) if on else weight.dtype

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tailwise import checks
 from tailwise.classifiers.average import FeatureAverage
-from tailwise.classifiers.functional import Norm, normalized_logits, scale_features
+from tailwise.classifiers.functional import Norm, normalized_logits, product_dtype, scale_features
 from tailwise.shapes import Float
 
 FoldedNorm = Literal["unit", "capsule", "none"]
@@ -147,7 +147,8 @@ class FoldedClassifier(nn.Module):
     """One plain matrix on features, normalized or not: what every adjusted classifier comes down to.
 
     logits = weight . norm(x - center) + bias, each of the three optional. `tailwise.adjust` makes it from a trained
-    classifier, everything folded in. All tensors are buffers: nothing here is trained, no average is needed.
+    classifier, everything folded in. All tensors are buffers: nothing here is trained, no average is needed. Features
+    of any precision are taken; the logits are in the weight's.
 
     Args:
         weight: [C, D].
@@ -194,7 +195,7 @@ class FoldedClassifier(nn.Module):
         x = features if self.center is None else features - self.center
         if self.norm != "none":
             x = scale_features(x, self.num_heads, self.norm).flatten(1)
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x.to(product_dtype(self.weight)), self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, num_heads={self.num_heads}, norm={self.norm}"
