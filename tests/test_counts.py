@@ -1,6 +1,9 @@
+import re
+
 import numpy as np
 import pytest
 
+from causal_oracles import unchecked
 from tailwise import ClassCounts, InputError
 
 
@@ -25,6 +28,14 @@ def test_prior_and_ratio_ignore_nothing_and_absent_classes_respectively():
 def test_refuses(bad):
     with pytest.raises(InputError, match="per_class"):
         ClassCounts(bad)
+
+
+@pytest.mark.parametrize(
+    ("labels", "got"), [([0.6, 1.9], "float64 [2]"), (np.eye(3, dtype=int), "int64 [3, 3]"), (["a"], "<U1 [1]")]
+)
+def test_labels_are_whole_numbers_in_a_row(labels, got):
+    with pytest.raises(InputError, match=r"^labels: expected whole numbers \[N\], got " + re.escape(got)), unchecked():
+        ClassCounts.of_labels(labels, num_classes=3)
 
 
 def test_of_labels_names_the_wrong_label():

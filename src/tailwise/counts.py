@@ -38,10 +38,15 @@ class ClassCounts:
     def of_labels(cls, labels: Sequence[int] | NDArray[np.integer], num_classes: int) -> "ClassCounts":
         """Count `labels` (values in 0..num_classes-1; a class may be absent).
 
+        Raises InputError for labels that are not whole numbers in a row, as fractions or a one-hot matrix.
+
         >>> ClassCounts.of_labels([0, 0, 2], num_classes=3).per_class
         (2, 0, 1)
         """
-        array = np.asarray(labels, dtype=np.int64)
+        array = np.asarray(labels)
+        if array.ndim != 1 or (len(array) and not np.issubdtype(array.dtype, np.integer)):
+            raise checks.InputError(f"labels: expected whole numbers [N], got {array.dtype} {list(array.shape)}")
+        array = array.astype(np.int64)
         checks.labels_in_range("labels", array, checks.whole("num_classes", num_classes))
         return cls(tuple(np.bincount(array, minlength=num_classes).tolist()))
 
