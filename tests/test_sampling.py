@@ -113,6 +113,21 @@ def test_classes_are_drawn_by_their_probability(rule, q):
 
 
 @pytest.mark.parametrize("rule", [class_draw, cyclic_draw])
+@pytest.mark.parametrize(
+    ("probabilities", "message"),
+    [
+        ([0.5, 0.5], r"a frequency for each of 6 classes, got \[2\]"),
+        ([0, 0, 0, 0, 0, 1.0], "0 for a class without an image, got 1 for class 5"),
+        ([0.5, 0, 0.6, 0, 0, -0.1], "at least 0 that sum to 1"),
+        ([np.nan, 1, 0, 0, 0, 0], "at least 0 that sum to 1"),
+    ],
+)
+def test_probabilities_that_do_not_fit_are_named(rule, probabilities, message):
+    with pytest.raises(InputError, match=f"^probabilities: expected .*{message}"):
+        rule(MEMBERS, np.array(probabilities), 0, 1)
+
+
+@pytest.mark.parametrize("rule", [class_draw, cyclic_draw])
 def test_classes_come_in_no_order(rule):
     classes = LABELS[rule(MEMBERS, class_probabilities(COUNTS, 0), 0, 1)]
     again = (classes[1:] == classes[:-1]).mean()

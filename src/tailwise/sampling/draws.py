@@ -57,12 +57,15 @@ def instance_draw(num_samples: int, seed: int, epoch: int) -> Indices:
 def class_draw(members: Members, probabilities: Probabilities, seed: int, epoch: int) -> Indices:
     """A class by its probability, then an image of the class, both with replacement (Kang et al. 2020, Eq. 1).
 
+    Raises:
+        InputError: probabilities [C] that do not sum to 1, or are above 0 for a class without an image.
+
     >>> members = Members.of(np.array([0, 0, 0, 1]), ClassCounts((3, 1)))
     >>> class_draw(members, np.array([0.0, 1.0]), seed=0, epoch=1)
     array([3, 3, 3, 3])
     """
     rng = _rng(seed, epoch)
-    classes = _classes(rng, probabilities, len(members.images))
+    classes = _classes(rng, probabilities, members)
     place = (rng.random(len(classes)) * members.sizes[classes]).astype(np.int64)
     return np.asarray(members.images[members.starts[classes] + place])
 
@@ -71,13 +74,13 @@ def cyclic_draw(members: Members, probabilities: Probabilities, seed: int, epoch
     """A class by its probability, then the class's images in a shuffled cycle, each once before any again.
 
     The authors' variant (their `ClassPrioritySampler`). Departure: their cycles go on from epoch to epoch, these start
-    anew, so that an epoch does not depend on those before it.
+    anew, so that an epoch does not depend on those before it. Raises what `class_draw` does.
 
     >>> members = Members.of(np.array([0, 0, 1, 1]), ClassCounts((2, 2)))
     >>> sorted(cyclic_draw(members, np.array([0.0, 1.0]), seed=0, epoch=1).tolist())
     [2, 2, 3, 3]
     """
-    classes = _classes(_rng(seed, epoch), probabilities, len(members.images))
+    classes = _classes(_rng(seed, epoch), probabilities, members)
     return _cyclic_images(members, classes, _visits(classes, len(members.sizes)), mixed_seed(seed, epoch))
 
 
@@ -166,12 +169,22 @@ def _rng(*seeds: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(mixed_seed(*seeds)))
 
 
-def _classes(rng: np.random.Generator, probabilities: Probabilities, size: int) -> Indices:
-    """Draw classes by inverting the distribution function, started from a table: most draws need no search at all."""
+def _classes(rng: np.random.Generator, probabilities: Probabilities, members: Members) -> Indices:
+    """Draw a class for each image there is, by inverting the distribution function.
+
+    It starts from a table: most draws need no search at all.
+    """
+    probabilities = checks.prior("probabilities", probabilities, len(members.sizes))
+    empty = np.flatnonzero((members.sizes == 0) & (probabilities > 0))
+    if len(empty):
+        raise checks.InputError(
+            f"probabilities: expected 0 for a class without an image, got {probabilities[empty[0]]:g} "
+            f"for class {empty[0]}"
+        )
     edges = np.cumsum(probabilities)
     edges /= edges[-1]
     table = np.searchsorted(edges, np.arange(TABLE) / TABLE, side="right")
-    uniform = rng.random(size)
+    uniform = rng.random(len(members.images))
     drawn = table[(uniform * TABLE).astype(np.int64)]
     below = np.flatnonzero(uniform >= edges[drawn])  # an edge lies between the place in the table and the number
     while len(below):
