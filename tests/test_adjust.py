@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -369,6 +370,17 @@ def test_any_background_of_any_logits(seed, num_rows, num_classes, size, exempt)
 def test_background_is_the_first_class_unless_told():
     y, z = draw_logits(61)
     assert_close(background_exempted(y, z), oracle_exempted(y, z, 0), 1e-12)
+
+
+def test_a_background_of_numpy_is_a_class():
+    y, z = draw_logits(61)
+    with unchecked():
+        assert torch.equal(background_exempted(y, z, background=np.int64(2)), background_exempted(y, z, background=2))
+
+
+def test_beside_the_background_nothing_is_left_where_all_else_is_masked():
+    y = torch.tensor([[1.0, 2.0, -torch.inf]])
+    assert_close(background_exempted(y, 2 * y, background=[0, 1]), y.softmax(1), 1e-6)
 
 
 def test_equal_logits_or_all_classes_exempt_give_back_the_probabilities():

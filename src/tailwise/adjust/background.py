@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,7 @@ def background_exempted(
     >>> background_exempted(y, y - torch.tensor([[9.0, 1.0, 0.0]]), background=0)
     tensor([[0.6652, 0.1674, 0.1674]])
     """
-    exempt = [background] if isinstance(background, int) else list(background)
+    exempt = [int(background)] if isinstance(background, int | np.integer) else list(background)
     num_classes = logits.shape[1]
     if logits.shape != tde_logits.shape:
         raise checks.InputError(
@@ -50,4 +51,5 @@ def background_exempted(
         return log_p.exp()
     log_share = log_p[:, ~is_exempt].logsumexp(dim=1, keepdim=True)  # log (1 - p_bg), exact where p_bg is near 1
     log_q_rest = log_q[:, ~is_exempt].logsumexp(dim=1, keepdim=True)
+    log_q_rest = log_q_rest.where(log_q_rest > -torch.inf, 0)  # all of the rest masked: each of it stays 0
     return torch.where(is_exempt, log_p, log_share + (log_q - log_q_rest)).exp()
