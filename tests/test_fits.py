@@ -298,6 +298,10 @@ def test_wrong_input_of_the_learnt_power_is_named():
         wrong[7:] = value
         with pytest.raises(InputError, match=rf"labels: expected labels in 0\.\.3, got {value} at position 7"):
             learn_norm_power(components, wrong)
+    never = z.clone()
+    never[:, 1] = -math.inf
+    with pytest.raises(InputError, match="labels: expected classes whose logits are finite, got one that is never"):
+        learn_norm_power((never, norms), y)
     for lowest, highest in ((1.0, 1.0), (1.0, 0.5), (math.nan, 1.0), (-math.inf, 1.0)):
         with pytest.raises(InputError, match="lowest"):
             learn_norm_power(components, y, lowest=lowest, highest=highest)

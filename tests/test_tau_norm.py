@@ -31,7 +31,7 @@ from tailwise.adjust import (
     tau_norm_components,
     tau_norm_weight,
 )
-from tailwise.classifiers import ScaledClassifier
+from tailwise.classifiers import LinearClassifier, ScaledClassifier
 
 # ---- tau-normalized
 
@@ -188,8 +188,18 @@ def test_of_rows_of_one_length_the_lowest_power_is_returned(lowest):
     x, y = long_tail()
     classifier = joint(x, y, bias=False)
     classifier.weight.data.copy_(4 * torch.nn.functional.normalize(classifier.weight.detach(), dim=1))
-    power = learn_norm_power(tau_norm_components(x, classifier), y, lowest=lowest)
-    assert power == pytest.approx(lowest, abs=1e-3)
+    assert learn_norm_power(tau_norm_components(x, classifier), y, lowest=lowest) == lowest
+
+
+@pytest.mark.parametrize("scale", [1, 0.37, 3.3])
+def test_rounding_does_not_choose_a_power(scale):
+    for seed in range(4):
+        weight = scale * torch.nn.functional.normalize(normal(seed, 5, 16, dtype=torch.float32), dim=1)
+        classifier = LinearClassifier(16, 5, bias=False)
+        classifier.weight.data.copy_(weight)
+        y = torch.arange(5).repeat(20)
+        x = 3 * weight[y] / scale + normal(seed + 50, 100, 16, dtype=torch.float32)
+        assert learn_norm_power(tau_norm_components(x, classifier), y) == 0
 
 
 @properties

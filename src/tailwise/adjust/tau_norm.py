@@ -4,7 +4,7 @@ Kang's tau is `norm_power` here, so that it is never mistaken for the scale tau 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from tailwise import checks
 from tailwise.adjust.nearest_mean import class_labels
-from tailwise.adjust.unseen import bias_of_unseen, mask_unseen
+from tailwise.adjust.unseen import bias_of_unseen, mask_unseen, refuse_masked
 from tailwise.classifiers import FoldedClassifier, LinearClassifier
 from tailwise.counts import ClassCounts
 from tailwise.shapes import Float, Int
 
 ROWS = 1024  # a block of logits that stays in the cache
+ROUNDING = 1e-6  # of a mean loss in float32, relative
 
 
 def tau_norm_weight(weight: Float[Tensor, "C D"], norm_power: float) -> Float[Tensor, "C D"]:
@@ -119,7 +120,8 @@ def learn_norm_power(
         tolerance: how near the returned power is to the minimum, above 0.
 
     Raises:
-        InputError: no labels, not one for each row of z, a label outside 0..C-1, lowest not below highest.
+        InputError: no labels, not one for each row of z, a label outside 0..C-1 or of a masked class, lowest not below
+            highest.
 
     Limit cases: weights longer and features shorter by one factor change nothing; where all weights have one length
     every power is as good, and the lowest is returned.
@@ -134,6 +136,7 @@ def learn_norm_power(
     if not len(labels) or len(labels) != len(z):
         raise checks.InputError(f"labels: expected one for each of {len(z)} features, at least one, got {len(labels)}")
     labels = class_labels(labels, z.shape[1])
+    refuse_masked(z, labels)
     checks.number("lowest", lowest, below=checks.number("highest", highest))
     checks.number("tolerance", tolerance, above=0)
     if norms.shape != (z.shape[1],):
@@ -154,9 +157,16 @@ def learn_norm_power(
         )
 
     step = (highest - lowest) / 20
-    best = min((lowest + i * step for i in range(21)), key=loss)
+    best = _first_of_least(loss, [lowest + i * step for i in range(21)])
     low, high = max(lowest, best - step), min(highest, best + step)
-    return min((low, _golden_section(loss, low, high, tolerance), high), key=loss)
+    return _first_of_least(loss, [low, _golden_section(loss, low, high, tolerance), high])
+
+
+def _first_of_least(loss: Callable[[float], float], powers: Sequence[float]) -> float:
+    """The first whose loss is the least but for rounding."""
+    losses = [loss(power) for power in powers]
+    least = min(losses)
+    return next(power for power, found in zip(powers, losses, strict=True) if found <= least * (1 + ROUNDING))
 
 
 def _golden_section(loss: Callable[[float], float], low: float, high: float, tolerance: float) -> float:

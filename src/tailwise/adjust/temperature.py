@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tailwise import checks
 from tailwise.adjust.nearest_mean import class_labels
+from tailwise.adjust.unseen import refuse_masked
 from tailwise.classifiers import FoldedClassifier
 from tailwise.evaluate.prior_shift import Prior, prior_weights
 from tailwise.shapes import Float, Int
@@ -54,8 +55,7 @@ def fit_temperature(
         weight = torch.from_numpy(prior_weights(labels.cpu().numpy(), q)).to(logits.device)
     used = weight > 0
     z, labels, weight = logits[used], labels[used], weight[used]
-    if (z.gather(1, labels[:, None]) == -torch.inf).any():
-        raise checks.InputError("labels: expected classes whose logits are finite, got one that is never predicted")
+    refuse_masked(z, labels)
 
     low, high = 1 / HIGHEST, 1 / LOWEST
     if _derivatives(z, labels, weight, high)[0] <= 0:  # all right: no minimum

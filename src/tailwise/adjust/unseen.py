@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tailwise import checks
 from tailwise.counts import ClassCounts
-from tailwise.shapes import Float
+from tailwise.shapes import Float, Int
 
 
 def mask_unseen(
@@ -52,6 +52,12 @@ def mask_unseen(
     mask = torch.zeros(counts.num_classes, dtype=torch.bool, device=logits.device)
     mask[unseen] = True
     return logits.masked_fill(mask, -torch.inf)
+
+
+def refuse_masked(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> None:
+    """Refuse a label whose logit is -inf: its cross-entropy is infinite whatever is chosen by it."""
+    if (logits.gather(1, labels[:, None]) == -torch.inf).any():
+        raise checks.InputError("labels: expected classes whose logits are finite, got one that is never predicted")
 
 
 def bias_of_unseen(
