@@ -14,6 +14,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from causal_oracles import unchecked
 from tailwise import tde
+from tailwise.adjust import choose_with_interval
 from tailwise.data.long_tail import frozen_order, long_tailed_counts
 from tailwise.estimator import METHODS, STREAMS, LongTailClassifier
 
@@ -173,6 +174,35 @@ def test_a_stream_goes_on_after_fit_and_after_pickle(method):
     again = pickle.loads(pickle.dumps(chunked)).partial_fit(x[:9], y[:9])
     assert (again.decision_function(test) == chunked.partial_fit(x[:9], y[:9]).decision_function(test)).all()
     assert balanced_accuracy_score(truth, chunked.predict(test)) > 0.5
+
+
+def single(seed):
+    random = np.random.default_rng(seed)
+    counts = np.array([90, 50, 25, 12, 6, 1, 1, 1, 1, 1])
+    y = np.repeat(np.arange(10), counts)
+    means = random.normal(size=(10, 16))
+    return np.maximum(means[y] + random.normal(size=(len(y), 16)), 0), y
+
+
+@pytest.mark.parametrize("method", ["tde", "auto"])
+def test_folds_say_nothing_of_a_class_with_one_sample(method, monkeypatch):
+    """Held out, it is unknown to the fold's classifier, and right at no alpha; all classes of the data are known."""
+    x, y = single(0)
+    scored = []
+
+    def chosen(alphas, predicted, labels, **settings):
+        scored.append((predicted, labels))
+        return choose_with_interval(alphas, predicted, labels, **settings)
+
+    monkeypatch.setattr("tailwise.estimator.choose_with_interval", chosen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LongTailClassifier(method, alpha="folds", folds=3, epochs=1, random_state=0).fit(x, y)
+    assert scored
+    for predicted, labels in scored:
+        alone = np.bincount(labels, minlength=10)[labels] == 1
+        assert alone.any()
+        assert (predicted != labels)[:, alone].all()
 
 
 @pytest.mark.parametrize("method", sorted({*METHODS, "auto"} - {*STREAMS}))

@@ -285,17 +285,17 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         if self.alpha != "folds":
             return Chosen(self.alpha, (self.alpha, self.alpha))
 
-        def fit(x: Tensor, y: Tensor) -> NormalizedClassifier:
+        def fit(x: Tensor, y: Tensor) -> tuple[NormalizedClassifier, ClassCounts]:
             stream = self._stream("de-confound", x.shape[1], seed)
             stream.learn(x, y, epochs=self.epochs, seed=seed)
-            return stream.classifier
+            return stream.classifier, ClassCounts.of_labels(y.numpy(), len(self.classes_))
 
         predicted = cross_fitted_predictions(
             x,
             y,
             len(self.classes_),
             fit,
-            lambda c, x: predictions_by_alpha(tde_components(x, c)),
+            lambda fitted, x: predictions_by_alpha(tde_components(x, fitted[0], counts=fitted[1])),
             folds=self.folds,
             seed=seed,
         )

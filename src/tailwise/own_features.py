@@ -1,6 +1,5 @@
 """A plain model that is trained already, as arrays on disk: its last layer, its features and their labels."""
 
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,11 +125,9 @@ def adjust_plain(model: PlainModel, method: str, *, strength: float | None = Non
 
     if model.val is None:
         chosen_on, truth = f"{FOLDS} folds of the features, cross-fitted", model.labels.numpy()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a fold may lack a class that all of the data has
-            predicted = cross_fitted_predictions(
-                model.features, model.labels, model.num_classes, fit, predict, folds=FOLDS, seed=seed
-            )
+        predicted = cross_fitted_predictions(
+            model.features, model.labels, model.num_classes, fit, predict, folds=FOLDS, seed=seed
+        )
     else:
         chosen_on, truth = f"{len(model.val[1])} validation features", model.val[1].numpy()
         predicted = predict(fit(model.features, model.labels), model.val[0])

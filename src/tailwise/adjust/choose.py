@@ -11,11 +11,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from tailwise import checks
 from tailwise.adjust.nearest_mean import check_samples
 from tailwise.adjust.total_direct_effect import head_cosine
+from tailwise.adjust.unseen import unseen_expected
 from tailwise.classifiers import NormalizedClassifier
 from tailwise.evaluate.prior_shift import Prior, prior_weights
 from tailwise.seeds import mixed_seed
@@ -23,7 +24,7 @@ from tailwise.shapes import Float, Int
 
 COVERED = (2.5, 97.5)  # percentiles: an interval holds 95 % of the resamples
 Interval = tuple[float, float]
-Classifier = TypeVar("Classifier", bound=nn.Module)
+Classifier = TypeVar("Classifier")
 
 
 @dataclass(frozen=True)
@@ -127,13 +128,15 @@ def cross_fitted_predictions(
 
     What takes the place of validation data where there is none: a classifier's own training samples would say that
     nothing needs adjusting. Each class is dealt out to the folds evenly. The only sample of a class is predicted by
-    a classifier that knows nothing of the class, and says as little about any value.
+    a classifier that knows nothing of the class, and says as little about any value, provided that this classifier
+    never predicts the class: give what `fit` or `predict` adjusts with the counts of the labels that `fit` was given.
+    Of such classes no warning is given.
 
     Args:
         features: of the training samples, [N, D].
         labels: their classes, [N].
         num_classes: C.
-        fit: features, labels -> classifier; called once for each fold, with all other folds.
+        fit: features, labels -> classifier, or whatever `predict` takes; called once for each fold, with all others.
         predict: classifier, features -> predictions of every value, [V, n].
         folds: how many, 2 to N.
         seed: of the folds, at least 0.
@@ -157,7 +160,8 @@ def cross_fitted_predictions(
     for fold in range(folds):
         mine = np.flatnonzero(fold_of == fold)
         others, held_out = (torch.from_numpy(part) for part in (np.flatnonzero(fold_of != fold), mine))
-        found = predict(fit(features[others], labels[others]), features[held_out])
+        with unseen_expected():
+            found = predict(fit(features[others], labels[others]), features[held_out])
         if predicted is None:
             predicted = np.empty((len(found), len(labels)), dtype=np.int64)
         predicted[:, mine] = found
