@@ -16,6 +16,7 @@ from tailwise.adjust import (
     fit_lws,
     fit_ncm,
     fold_linear,
+    fold_mean_direction,
     fold_tau_norm,
     learn_norm_power,
     relearn,
@@ -234,6 +235,7 @@ def test_adjusters_of_linear_classifiers_refuse_others(kind):
         lambda: fold_tau_norm(other, 0.5),
         lambda: tau_norm_components(x, other),
         lambda: fit_lws(x, y, other),
+        lambda: fold_mean_direction(other, x),
     ):
         with unchecked(), pytest.raises(InputError, match=f"classifier: expected .*, got {kind.__name__}"):
             call()

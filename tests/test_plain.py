@@ -1,5 +1,6 @@
 """Adjusting the last layer of a plain model: pure functions, files, the command."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -119,6 +120,24 @@ def test_names_in_safetensors_and_limit_case(files):
     assert torch.equal(untouched(x), linear(x))
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.02])
+def test_features_around_0_have_no_direction(files, capsys, shift):
+    """As in the estimator: the rule of thumb would be a division by next to nothing."""
+    folder, linear, x, y = files
+    x = x - x.mean(dim=0) + shift
+    folded, alpha = fold_mean_direction(linear, x)
+    assert alpha == 0
+    assert torch.equal(folded(x), linear(x))
+    assert fold_mean_direction(linear, x, 2.0)[1] == 2
+    np.save(folder / "f.npy", x.numpy())
+    model = read_plain(folder / "w.npz", folder / "f.npy", folder / "y.npy")
+    for val in (None, (x, y)):
+        assert adjust_plain(dataclasses.replace(model, val=val), "auto").method != "tde"
+    code, out, _ = run(capsys, *arguments(folder, "--method", "tde"))
+    assert code == 0
+    assert out.startswith("tde, alpha 0.0, heuristic True, why features lie around 0: no direction to remove\n")
+
+
 @pytest.mark.parametrize(("weight", "bias"), [("kernel", "bias"), ("W", "b"), ("fc/kernel", "fc/bias")])
 def test_a_bias_is_named_as_its_weight_is(files, weight, bias):
     folder, linear, _, _ = files
@@ -140,7 +159,7 @@ def test_the_page_on_own_features_runs(capsys):
 
 
 def test_misuse_is_one_line(files, capsys):
-    folder, linear, x, _ = files
+    folder, _, x, _ = files
     np.savez(folder / "two.npz", **{"a.weight": np.zeros((4, 8)), "b.weight": np.zeros((4, 8))})
     np.save(folder / "wide.npy", np.zeros((178, 9)))
     np.save(folder / "float.npy", np.zeros(178))
@@ -176,8 +195,6 @@ def test_misuse_is_one_line(files, capsys):
         code, _, err = run(capsys, *words)
         assert (code, "expected a run folder, or --weights" in err) == (2, True)
     assert not (folder / "no.safetensors").exists()
-    with pytest.raises(InputError, match="direction in common"):
-        fold_mean_direction(linear, torch.cat([x, -x]) * 0)
     with pytest.raises(InputError, match="strength"):
         adjust_plain(read_plain(folder / "w.npz", folder / "f.npy", folder / "y.npy"), "ncm", strength=1.0)
     with pytest.raises(InputError, match="alpha"):

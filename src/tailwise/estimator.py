@@ -38,6 +38,7 @@ from tailwise.adjust import (
     tau_norm_components,
     tde_components,
 )
+from tailwise.adjust.choose import alpha_of
 from tailwise.classifiers import (
     CausalClassifier,
     CosineClassifier,
@@ -49,7 +50,6 @@ from tailwise.counts import ClassCounts
 from tailwise.seeds import mixed_seed
 
 METHODS = ("linear", "logit-adjustment", "tau-norm", "lws", "crt", "ncm", "cosine", "de-confound", "tde")
-NO_DIRECTION = 0.25  # below this mean cosine, that of centered features, alpha would be above 4 and remove nothing real
 STREAMS = ("cosine", "de-confound", "tde")  # what needs no class statistics, and so no second look at the data
 
 
@@ -278,7 +278,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
     def _alpha(self, classifier: NormalizedClassifier, x: Tensor, y: Tensor, seed: int) -> Chosen:
         if self.alpha == "half" or self.alpha == "heuristic":
-            if not float(head_cosine(x, classifier).mean()) > NO_DIRECTION:
+            if not alpha_of(float(head_cosine(x, classifier).mean())):
                 return Chosen(0.0, (0.0, 0.0))
             share, found = 0.5 if self.alpha == "half" else 1.0, heuristic_alpha(x, classifier)
             return Chosen(share * found.value, (share * found.interval[0], share * found.interval[1]))

@@ -52,7 +52,7 @@ class PlainModel:
 
 @dataclass(frozen=True)
 class Result:
-    """method: the one used. classifier: adjusted. notes: its strength; of "auto", what each method scored."""
+    """method: the one used. classifier: adjusted. notes: its strength, and why if 0; of "auto", each method's score."""
 
     method: str
     classifier: FoldedClassifier
@@ -159,7 +159,8 @@ def _adjusted(model: PlainModel, method: str, x: Tensor, y: Tensor, strength: fl
         return Result(method, fold_tau_norm(linear, power, counts=counts), {"norm_power": power})
     if method == "tde":
         folded, alpha = fold_mean_direction(linear, x, strength)
-        return Result(method, folded, {"alpha": alpha, "heuristic": True})
+        why = {} if alpha or strength is not None else {"why": "features lie around 0: no direction to remove"}
+        return Result(method, folded, {"alpha": alpha, "heuristic": True, **why})
     if method == "lws":
         return Result(method, fit_lws(x, y, linear, seed=seed))
     if method == "crt":

@@ -22,6 +22,7 @@ from tailwise.evaluate.prior_shift import Prior, prior_weights
 from tailwise.seeds import mixed_seed
 from tailwise.shapes import Float, Int
 
+NO_DIRECTION = 0.25  # below this mean cosine, that of centered features, alpha would be above 4 and remove nothing real
 COVERED = (2.5, 97.5)  # percentiles: an interval holds 95 % of the resamples
 Interval = tuple[float, float]
 Classifier = TypeVar("Classifier")
@@ -81,6 +82,15 @@ def choose_with_interval(
     best, *resampled = (middle_of_best(column) for column in scores.T)
     spread = interval_of([values[place] for place in resampled])
     return Chosen(float(values[best]), spread, float(scores[best, 0]), interval_of(scores[best, 1:]))
+
+
+def alpha_of(mean_cosine: float) -> float:
+    """The alpha of alpha * mean cos = 1, or 0 where features lie around 0 and have no direction in common.
+
+    >>> alpha_of(0.5), alpha_of(0.01)
+    (2.0, 0.0)
+    """
+    return 1 / mean_cosine if mean_cosine > NO_DIRECTION else 0.0
 
 
 @torch.no_grad()

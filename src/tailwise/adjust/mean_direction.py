@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tailwise import checks
+from tailwise.adjust.choose import alpha_of
 from tailwise.classifiers import FoldedClassifier, LinearClassifier
 from tailwise.classifiers.functional import unit
 from tailwise.shapes import Float
@@ -22,10 +23,11 @@ def fold_mean_direction(
     Args:
         classifier: linear, as trained.
         features: of the training images, [N, D].
-        alpha: how much is removed; None is the rule of thumb, 1 / mean cos(x, d).
+        alpha: how much is removed; None is the rule of thumb, 1 / mean cos(x, d), or 0 where that cosine is no higher
+            than that of features around 0, which have no direction in common (`alpha_of`).
 
     Raises:
-        InputError: features that do not fit or have no direction in common.
+        InputError: another kind of classifier, features that do not fit.
 
     Limit case: alpha = 0 is the classifier.
 
@@ -34,16 +36,13 @@ def fold_mean_direction(
     >>> fold_mean_direction(linear, torch.tensor([[3.0, 0.0]]), 1.0)[0](torch.tensor([[3.0, 4.0]]))
     tensor([[0., 4.]])
     """
+    if not isinstance(classifier, LinearClassifier):
+        raise checks.InputError(f"classifier: expected a linear classifier, got {type(classifier).__name__}")
     checks.feature_shape(features.shape, classifier.weight.shape[1])
     checks.finite("features", features.float().cpu().numpy())
     direction = unit(features.double().mean(dim=0))
     if alpha is None:
-        cosine = float((unit(features.double()) @ direction).mean())
-        if not cosine > 0:
-            raise checks.InputError(
-                f"features: expected a direction in common, got a mean cosine of {cosine:g} to their mean"
-            )
-        alpha = 1 / cosine
+        alpha = alpha_of(float((unit(features.double()) @ direction).mean()))
     checks.number("alpha", alpha)
     weight = classifier.weight.double()
     weight = weight - alpha * (weight @ direction)[:, None] * direction
