@@ -13,8 +13,8 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from causal_oracles import unchecked
-from tailwise import tde
-from tailwise.adjust import choose_with_interval
+from tailwise import InputError, tde
+from tailwise.adjust import choose_with_interval, head_cosine
 from tailwise.data.long_tail import frozen_order, long_tailed_counts
 from tailwise.estimator import METHODS, STREAMS, LongTailClassifier
 
@@ -174,6 +174,63 @@ def test_a_stream_goes_on_after_fit_and_after_pickle(method):
     again = pickle.loads(pickle.dumps(chunked)).partial_fit(x[:9], y[:9])
     assert (again.decision_function(test) == chunked.partial_fit(x[:9], y[:9]).decision_function(test)).all()
     assert balanced_accuracy_score(truth, chunked.predict(test)) > 0.5
+
+
+@pytest.mark.parametrize("method", STREAMS)
+def test_a_stream_predicts_no_class_that_it_has_not_met(method):
+    x, y, test, _ = tailed()
+    model = LongTailClassifier(method, random_state=0)
+    for met in (["ant"], ["ant", "bee"], ["ant", "bee", "cat"], ["dog"]):  # each time with those before
+        mine = np.isin(y, met)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # what comes later is nothing to warn of
+            model.partial_fit(x[mine], y[mine], classes=np.unique(y))
+        unmet = model.class_count_ == 0
+        assert (np.isneginf(model.decision_function(test)) == unmet).all()
+    assert not unmet.any()
+    model = LongTailClassifier(method, epochs=1, random_state=0).fit(x, y).partial_fit(x[:9], y[:9])
+    assert model.class_count_.tolist() == [99, 40, 20, 10]
+    assert np.isfinite(model.decision_function(test)).all()
+
+
+@pytest.mark.parametrize("alpha", ["half", "heuristic"])
+def test_alpha_of_a_stream_is_of_all_that_it_has_met(alpha):
+    x, y, _, _ = tailed()
+    order = np.random.default_rng(0).permutation(len(y))
+    for start in (lambda model: model, lambda model: model.fit(x[order[:60]], y[order[:60]])):
+        model = start(LongTailClassifier(alpha=alpha, epochs=1, random_state=0))
+        for part in np.split(order, [60, 120, 159])[hasattr(model, "stream_") :]:
+            model.partial_fit(x[part], y[part], classes=np.unique(y))
+        lean = head_cosine(torch.from_numpy(x), model.stream_.classifier).mean()
+        assert model.alpha_.value * float(lean) == pytest.approx(0.5 if alpha == "half" else 1.0, rel=1e-4)
+    centered = LongTailClassifier(alpha=alpha, random_state=0).partial_fit(x - x.mean(axis=0), y, classes=np.unique(y))
+    assert centered.alpha_.value == 0
+
+
+def test_what_one_fit_found_is_not_the_next_ones():
+    x, y, _, _ = tailed(counts=(40, 16, 8))
+    model = LongTailClassifier(epochs=1, folds=2, random_state=0).fit(x, y)
+    assert model.alpha_.value > 0
+    model.set_params(method="de-confound").partial_fit(x, y)  # whose classifier TDE's is, too
+    assert not hasattr(model, "alpha_")
+    model.set_params(method="tde").partial_fit(x, y)
+    assert model.alpha_.value > 0
+    with pytest.raises(
+        InputError, match="method: expected 'de-confound' or 'tde', whose training goes on, got 'cosine'"
+    ):
+        model.set_params(method="cosine").partial_fit(x, y)
+    model.fit(x, y)
+    with pytest.raises(InputError, match="method: expected 'cosine', whose training goes on, got 'tde'"):
+        model.set_params(method="tde").partial_fit(x, y)
+    model.set_params(method="auto").fit(x, y)
+    assert set(STREAMS) & {model.method_} or not hasattr(model, "stream_")
+    assert hasattr(model, "alpha_") == (model.method_ == "tde")
+    assert hasattr(model, "scores_")
+    model.set_params(method="linear").fit(x[:, :5], y)
+    assert not {"stream_", "alpha_", "scores_"} & {*vars(model)}
+    with pytest.raises(InputError, match="classes: expected all classes"):  # a stream of its own begins
+        model.set_params(method="tde").partial_fit(x, y)
+    assert model.partial_fit(x, y, classes=np.unique(y)).predict(x).shape == y.shape
 
 
 def single(seed):

@@ -1,5 +1,6 @@
 """A scikit-learn classifier over features of any origin: the methods of this library where data is long-tailed."""
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -39,6 +40,7 @@ from tailwise.adjust import (
     tde_components,
 )
 from tailwise.adjust.choose import alpha_of
+from tailwise.adjust.unseen import unseen_expected
 from tailwise.classifiers import (
     CausalClassifier,
     CosineClassifier,
@@ -46,6 +48,7 @@ from tailwise.classifiers import (
     LinearClassifier,
     NormalizedClassifier,
 )
+from tailwise.classifiers.functional import scale_features
 from tailwise.counts import ClassCounts
 from tailwise.seeds import mixed_seed
 
@@ -85,7 +88,8 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
     Attributes:
         classes_: the labels, sorted. method_: the method used. folded_: the adjusted classifier, one matrix.
-        alpha_: of "tde", a `Chosen`. scores_: of "auto", by method.
+        alpha_: of "tde", a `Chosen`; its interval is the value alone in a stream, which keeps no samples. scores_: of
+        "auto", by method. class_count_: training samples of each class so far.
 
     Raises:
         InputError (a ValueError): a setting that is none; fewer than two classes, a label unseen in the first
@@ -95,6 +99,8 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     >>> LongTailClassifier("ncm").fit(x, np.arange(40) % 4).predict(2 * np.eye(6)[:4])
     array([0, 1, 2, 3])
     """
+
+    stream_: Streamed[NormalizedClassifier]
 
     def __init__(
         self,
@@ -135,21 +141,29 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         features, target = torch.from_numpy(np.ascontiguousarray(X)), torch.from_numpy(labels.astype(np.int64))
         self.seed_ = int(check_random_state(self.random_state).randint(2**31))
         seed = self.seed_
+        self._forget("stream_", "alpha_", "scores_")
+        self.class_count_ = np.bincount(labels)
         self.method_ = self._best(features, target, seed) if self.method == "auto" else self.method
         (self.folded_,) = self._adjusted([self.method_], features, target, seed)
+        if hasattr(self, "stream_"):
+            self._unit_sum = self._units(features)
         return self
 
     @available_if(_streams)  # type: ignore[untyped-decorator]  # scikit-learn has no types
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> "LongTailClassifier":  # noqa: N803  # scikit-learn's names
         """One pass over a chunk of a stream, for "tde", "de-confound" and "cosine"; returns itself.
 
-        The first call names all `classes`, unless `fit` came before, whose training goes on.
+        The first call names all `classes`, unless `fit` of such a method came before, whose training goes on. A class
+        not met so far is not predicted. Alpha is that of all features so far.
         """
         if self.method == "tde" and self.alpha == "folds":
             raise checks.InputError(
                 "alpha: expected a number, 'half' or 'heuristic' for a stream, which has no folds, got 'folds'"
             )
         first = not hasattr(self, "stream_")
+        if not first and isinstance(self.stream_.classifier, CosineClassifier) != (self.method == "cosine"):
+            goes_on = "'de-confound' or 'tde'" if self.method == "cosine" else "'cosine'"
+            raise checks.InputError(f"method: expected {goes_on}, whose training goes on, got '{self.method}'")
         X, y = validate_data(self, X, y, dtype=np.float32, reset=first)  # noqa: N806  # scikit-learn's names
         check_classification_targets(y)
         if first:
@@ -159,6 +173,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             _check_classes(self.classes_)
             self.seed_ = int(check_random_state(self.random_state).randint(2**31))
             self.stream_ = self._stream(self.method, X.shape[1], self.seed_)
+            self.class_count_, self._unit_sum = np.zeros(len(self.classes_), dtype=np.int64), torch.zeros(())
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise checks.InputError(f"classes: expected those of the first partial_fit, got {np.unique(classes)}")
         unknown = np.setdiff1d(y, self.classes_)
@@ -167,12 +182,16 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         labels = torch.from_numpy(np.searchsorted(self.classes_, y))
         features = torch.from_numpy(np.ascontiguousarray(X))
         self.stream_.learn(features, labels, seed=mixed_seed(self.seed_, self.stream_.steps))
-        classifier = self.stream_.classifier
+        self.class_count_ = self.class_count_ + np.bincount(labels, minlength=len(self.classes_))
+        self._unit_sum = self._unit_sum + self._units(features)
+        self._forget("alpha_", "scores_")
         self.method_, alpha = self.method, 0.0
         if self.method == "tde":
-            self.alpha_ = self._alpha(classifier, features, labels, self.seed_)
-            alpha = self.alpha_.value
-        self.folded_ = fold_tde(classifier, alpha).double()
+            alpha = self._alpha_so_far()
+            self.alpha_ = Chosen(alpha, (alpha, alpha))
+        with unseen_expected():
+            counts = ClassCounts(tuple(self.class_count_.tolist()))
+            self.folded_ = fold_tde(self.stream_.classifier, alpha, counts=counts).double()
         return self
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803  # scikit-learn's names
@@ -205,7 +224,8 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             features,
             labels,
             len(self.classes_),
-            lambda x, y: nn.ModuleList(self._adjusted(METHODS, x, y, seed)),
+            # of a copy, for a fold's streams and alphas are none of this model's
+            lambda x, y: nn.ModuleList(copy.copy(self)._adjusted(METHODS, x, y, seed)),
             predict,
             folds=self.folds,
             seed=seed,
@@ -275,6 +295,21 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                     width, num_classes, num_heads=heads, tau=self.tau, gamma=self.gamma, momentum=1.0
                 )
         return Streamed(made, self.learning_rate)
+
+    def _forget(self, *names: str) -> None:
+        for name in names:
+            self.__dict__.pop(name, None)
+
+    def _units(self, x: Tensor) -> Tensor:
+        """The sum of unit features, [K, D/K]: what the mean cosine to any head direction follows from."""
+        return scale_features(x, self.stream_.classifier.num_heads, "unit").sum(dim=0, dtype=torch.float64)
+
+    def _alpha_so_far(self) -> float:
+        if self.alpha != "half" and self.alpha != "heuristic":
+            return self.alpha  # type: ignore[return-value]  # a number: streams refuse "folds"
+        direction = self.stream_.classifier.average.direction()
+        cosine = float((self._unit_sum * direction).sum(dim=1).mean()) / self.class_count_.sum()
+        return (0.5 if self.alpha == "half" else 1.0) * alpha_of(float(cosine))
 
     def _alpha(self, classifier: NormalizedClassifier, x: Tensor, y: Tensor, seed: int) -> Chosen:
         if self.alpha == "half" or self.alpha == "heuristic":
