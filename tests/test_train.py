@@ -1,4 +1,6 @@
 import math
+import os
+import stat
 from functools import partial
 
 import pytest
@@ -262,6 +264,22 @@ def test_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         save_checkpoint(path, {"a": torch.zeros(2)}, {})
     assert load_checkpoint(path).digest == digest
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there the system itself refuses")
+def test_a_file_is_flushed_by_who_may_write_it(tmp_path, monkeypatch):
+    import fcntl
+
+    flushed = []
+
+    def fsync(handle):  # Windows refuses to flush a file that is open for reading alone
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            flushed.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    save_checkpoint(tmp_path / "a.safetensors", {"a": torch.ones(2)}, {})
+    assert flushed
+    assert os.O_RDONLY not in flushed
 
 
 def test_load_state_names_what_does_not_fit():

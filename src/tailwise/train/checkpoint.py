@@ -52,7 +52,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], meta: Mapping[str, 
         os.close(handle)
         temporary = Path(name)
         save_file(tensors, temporary, metadata={"format": FORMAT, "digest": digest, "meta": header})
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:  # open for reading alone, Windows would not flush it
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
