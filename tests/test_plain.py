@@ -183,6 +183,10 @@ def test_misuse_is_one_line(files, capsys):
         ({}, ("--power", "1"), "power: expected --method tau-norm, got auto"),
         ({}, ("--val-features", "f.npy"), "expected features and labels of it or neither"),
         ({}, ("--method", "la", "--val-features", "f.npy"), "val-features: expected --method auto"),
+        ({}, ("--metric", "few"), "metric: expected a run folder, got --weights"),
+        ({}, ("--track", "tensorboard"), "track: expected a run folder, got --weights"),
+        ({}, ("--data-dir", "data"), "data-dir: expected a run folder, got --weights"),
+        ({}, ("--device", "cpu"), "device: expected a run folder, got --weights"),
         ({"--labels": "high.npy"}, (), "expected labels in 0..3"),
         ({"--features": "nan.npy"}, (), "nan.npy: expected finite"),
     ):
@@ -194,6 +198,8 @@ def test_misuse_is_one_line(files, capsys):
     for words in (["adjust"], ["adjust", "--weights", "w.npz"], ["adjust", "runs/x", *arguments(folder)[1:]]):
         code, _, err = run(capsys, *words)
         assert (code, "expected a run folder, or --weights" in err) == (2, True)
+    code, _, err = run(capsys, "adjust", "runs/x", "--method", "ncm", "--out", str(folder / "no.safetensors"))
+    assert (code, err) == (2, "tailwise: out: expected --weights, got the run runs/x, which keeps what is made of it\n")
     assert not (folder / "no.safetensors").exists()
     with pytest.raises(InputError, match="strength"):
         adjust_plain(read_plain(folder / "w.npz", folder / "f.npy", folder / "y.npy"), "ncm", strength=1.0)

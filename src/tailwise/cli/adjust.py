@@ -1,8 +1,8 @@
 """`tailwise adjust`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -33,7 +33,9 @@ def adjust(
         Path | None, Parameter(help="With --weights: features to choose the method on; default: folds of --features.")
     ] = None,
     val_labels: Annotated[Path | None, Parameter(help="Their classes.")] = None,
-    out: Annotated[Path, Parameter(help="With --weights: the file to write.")] = Path("adjusted.safetensors"),
+    out: Annotated[
+        Path | None, Parameter(help="With --weights: the file to write (default: adjusted.safetensors).")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Adjust a trained run: choose a strength or train a second stage, write the new classifier beside the old.
@@ -43,10 +45,18 @@ def adjust(
     """
     files = (weights, features, labels, val_features, val_labels)
     if any(files):
-        _adjust_plain(run, settings, files, out, method, alpha, power, json=json)
+        of_runs = {
+            "metric": metric,
+            "data-dir": data_dir,
+            "device": None if device == "auto" else device,
+            "track": track,
+        }
+        _adjust_plain(run, settings, files, out, method, alpha, power, of_runs, json=json)
         return
     if run is None:
         raise checks.InputError("adjust: expected a run folder, or --weights, --features and --labels, got neither")
+    if out is not None:
+        raise checks.InputError(f"out: expected --weights, got the run {run}, which keeps what is made of it")
     strengths = strength_of("alpha", alpha, ("auto",)), strength_of("power", power, POWERS)
     from tailwise.experiments.runs import open_run
     from tailwise.recipes.catalog import with_second_stage
@@ -87,10 +97,11 @@ def _adjust_plain(
     run: Path | None,
     settings: Sequence[str],
     files: tuple[Path | None, Path | None, Path | None, Path | None, Path | None],
-    out: Path,
+    out: Path | None,
     method: str | None,
     alpha: str | None,
     power: str | None,
+    of_runs: Mapping[str, Any],
     *,
     json: bool,
 ) -> None:
@@ -99,6 +110,9 @@ def _adjust_plain(
         raise checks.InputError(
             "adjust: expected a run folder, or --weights, --features and --labels, got a part of both"
         )
+    for name, given in of_runs.items():
+        if given is not None:
+            raise checks.InputError(f"{name}: expected a run folder, got --weights")
     for name, given, owner in (("alpha", alpha, "tde"), ("power", power, "tau-norm")):
         if given is not None and method != owner:
             raise checks.InputError(f"{name}: expected --method {owner}, got {method or 'auto'}")
@@ -109,6 +123,7 @@ def _adjust_plain(
 
     model = read_plain(weights, features, labels, val_features, val_labels)
     result = adjust_plain(model, method or "auto", strength=strength)
+    out = out or Path("adjusted.safetensors")
     write_plain(result, out)
     record = {"method": result.method, **result.notes, "wrote": [str(out)]}
     if json:
