@@ -184,3 +184,10 @@ def test_benchmarks_by_name(tmp_path, capsys, monkeypatch):
     assert code == 2
     assert "expected a path to your own data or one of imagenet-lt, places-lt" in err
     assert "needs a local copy" in command(capsys, "imagenet-lt")[2]
+    for name, more, message in (
+        ("places-lt", ("--root", tmp_path), "root: expected none for places-lt, which is no data of your own"),
+        ("digits-lt", ("--on-bad", "skip"), "on_bad: expected none for digits-lt, which is no data of your own"),
+        (tmp_path, ("--data-dir", tmp_path), f"data_dir: expected none for {tmp_path}, which is data of your own"),
+    ):
+        code, _, err = command(capsys, name, "--no-duplicates", *more)
+        assert (code, err) == (2, f"tailwise: {message}\n")

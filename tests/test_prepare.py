@@ -16,7 +16,7 @@ from tailwise.data.benchmarks import CIFAR, LISTED, LVIS
 from tailwise.data.listed import prepare_listed, read_annotations, read_listed
 from tailwise.data.own import own_data
 from tailwise.data.prepare_cifar import prepare_cifar
-from tailwise.data.preparing import prepare
+from tailwise.data.preparing import NAMES, prepare
 from tailwise.data.readable import unreadable
 
 
@@ -199,6 +199,20 @@ def test_own_data_is_prepared(tmp_path, capsys):
     index = own_data(tmp_path)  # knows what was left out
     assert sum(len(rows) for rows in index.parts.values()) == 12
     assert "cat/002.jpg" not in np.concatenate([index.split(part).ids for part in index.parts])
+
+
+def test_an_option_that_is_not_of_the_data_is_refused(tmp_path, capsys):
+    for name, more, message in (
+        ("places-lt", ("--splits", tmp_path), "splits: expected none for places-lt, which is no data of your own"),
+        ("cifar10", ("--redraw",), "redraw: expected none for cifar10, which is no data of your own"),
+        ("lvis-v1", ("--root", tmp_path), "root: expected none for lvis-v1, which is no data of your own"),
+        ("places-lt", ("--label-column", "l"), "label_column: expected none for places-lt"),
+        ("cifar100", ("--on-bad", "skip"), "on_bad: expected error for cifar100, of which no part is left out"),
+        ("lvis-v0.5", ("--on-bad", "skip"), "on_bad: expected error for lvis-v0.5"),
+    ):
+        code, _, err = command(capsys, "prepare", name, "--data-dir", tmp_path, "--no-download", *more)
+        assert (code, err.startswith(f"tailwise: {message}")) == (2, True), err
+    assert all(name in command(capsys, "prepare", "--help")[1] for name in NAMES)
 
 
 def test_a_table_of_other_columns_is_prepared(tmp_path, capsys):

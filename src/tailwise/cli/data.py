@@ -12,10 +12,8 @@ from tailwise.cli.output import print_json
 
 data = App(name="data", help="Verify data sets, make their splits, look at their tails.")
 
-OnBadOption = Annotated[
-    Literal["error", "skip"],
-    Parameter(help="What a row or file that will not do means: an error, or leave it out, counted and listed."),
-]
+OnBad = Literal["error", "skip"]
+ON_BAD_HELP = "what a row or file that will not do means: an error, or leave it out, counted and listed."
 Root = Annotated[Path | None, Parameter(help="Of a table: the folder that its paths start from (default: its own).")]
 PathColumn = Annotated[str | None, Parameter(help="Of a table (default: path).")]
 LabelColumn = Annotated[str | None, Parameter(help="Of a table or data set (default: label).")]
@@ -26,13 +24,13 @@ DECODE_HELP = "Decode every image in full, which finds truncated ones; otherwise
 @data.command
 def prepare(
     name: Annotated[
-        str, Parameter(help="imagenet-lt, places-lt, inaturalist-2018, cifar10, cifar100, lvis-v1 or own.")
+        str, Parameter(help="imagenet-lt, places-lt, inaturalist-2018, cifar10, cifar100, lvis-v0.5, lvis-v1 or own.")
     ],
     /,
     *,
     data_dir: Annotated[Path, Parameter(help="Where its files lie, or are to lie; of own: the folder or table.")],
     decode: Annotated[bool, Parameter(negative="", help=DECODE_HELP)] = False,
-    on_bad: OnBadOption = "error",
+    on_bad: Annotated[OnBad, Parameter(help=f"Not of CIFAR and LVIS: {ON_BAD_HELP}")] = "error",
     download: Annotated[bool, Parameter(help="Whether CIFAR may be downloaded.")] = True,
     splits: Annotated[Path | None, Parameter(help="Of own: where drawn splits are stored.")] = None,
     redraw: Annotated[bool, Parameter(negative="", help="Of own: draw splits anew although some are stored.")] = False,
@@ -85,7 +83,7 @@ def audit(
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
     split_column: SplitColumn = None,
-    on_bad: OnBadOption = "error",
+    on_bad: Annotated[OnBad, Parameter(help=f"Of your own data: {ON_BAD_HELP}")] = "error",
     duplicates: Annotated[bool, Parameter(help="Whether to read every image and look for duplicates.")] = True,
     out: Annotated[
         Path | None, Parameter(help="Draw the curve of images per class: NAME.png, NAME.svg, or both.")

@@ -12,7 +12,7 @@ from tailwise.data.contract import LongTailedData
 from tailwise.data.digits import digits_lt
 from tailwise.data.index import ImageIndex, OnBad
 from tailwise.data.listed import read_listed
-from tailwise.data.own import as_divided, read_own
+from tailwise.data.own import as_divided, no_more, read_own
 from tailwise.data.readable import Progress
 
 IN_MEMORY = ("digits-lt", "cifar10-lt", "cifar100-lt")
@@ -32,14 +32,17 @@ def audited(
     Splits that are stored are used; where none are, those that would be drawn are, and nothing is written.
 
     Raises:
-        InputError: neither a benchmark nor data; data that its reader refuses.
+        InputError: neither a benchmark nor data; an option that is not of it; data that its reader refuses.
     """
+    if name in (*IN_MEMORY, *LISTED):
+        no_more({**table, "on_bad": None if on_bad == "error" else on_bad}, name, "no data of your own")
     if name in IN_MEMORY:
         data = digits_lt(0) if name == "digits-lt" else cifar_lt(int(name[5:-3]), 0, data_dir=data_dir)
         return audit(name, _parts(data), data.class_names, compare=compare, progress=progress)
     if name in LISTED:
         index, _ = read_listed(name, data_dir)
     elif Path(name).exists() or name.startswith("hf:"):
+        no_more({"data_dir": data_dir}, name, "data of your own")
         index = as_divided(read_own(name, table, on_bad=on_bad), name)
     else:
         raise checks.InputError(

@@ -61,12 +61,12 @@ def read_own(
     more: dict[str, Any] = {"class_names": class_names, "on_bad": on_bad}
     if is_dataset(data):
         label_column = options.pop("label_column", None)
-        _no_more(options, data)
+        no_more(options, data)
         return dataset_index(data, label_column=label_column, **more)
     path = Path(data)
     if path.suffix.lower() in (*DELIMITERS, PARQUET):
         return table_index(path, **options, **more)
-    _no_more(options, data)
+    no_more(options, data)
     if path.suffix == ".tar" or (path.is_dir() and any([*path.glob("*.tar"), *path.glob("*/*.tar")])):
         return shard_index(path, **more)
     if path.is_dir():
@@ -78,9 +78,11 @@ def read_own(
     )
 
 
-def _no_more(options: Mapping[str, Any], data: Any) -> None:
-    for name in options:
-        raise checks.InputError(f"{name}: expected none for {data}, which is no table")
+def no_more(options: Mapping[str, Any], data: Any, what: str = "no table") -> None:
+    """Refuse options, other than None, that would change nothing about some data; what: it is."""
+    for name, given in options.items():
+        if given is not None:
+            raise checks.InputError(f"{name}: expected none for {data}, which is {what}")
 
 
 def splits_of(data: Path | str | Any) -> Path | None:

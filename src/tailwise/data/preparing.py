@@ -10,7 +10,7 @@ from tailwise import checks
 from tailwise.data.benchmarks import CIFAR, LISTED, LVIS
 from tailwise.data.index import ImageIndex, OnBad
 from tailwise.data.listed import prepare_listed
-from tailwise.data.own import read_own, splits_of
+from tailwise.data.own import no_more, read_own, splits_of
 from tailwise.data.prepare_cifar import prepare_cifar
 from tailwise.data.prepare_lvis import prepare_lvis
 from tailwise.data.prepared import Prepared
@@ -38,7 +38,8 @@ def prepare(
         name: one of `NAMES`.
         data_dir: what holds its files; of "own" the folder, table or shards themselves.
         decode: decode every image in full, not only look at its first bytes.
-        on_bad: "error": what is missing or broken makes it unusable; "skip": it is left out, and listed.
+        on_bad: "error": what is missing or broken makes it unusable; "skip", not of CIFAR and LVIS: it is left out, and
+            listed.
         download: whether CIFAR may be downloaded.
         splits, redraw: of "own", as in `own_data`.
         table: of "own", root, path_column, label_column and split_column of `own_data` where they are not the usual.
@@ -48,9 +49,13 @@ def prepare(
         What was found; `ready` says whether it can be trained on.
 
     Raises:
-        InputError: an unknown name, or input that its reader refuses.
+        InputError: an unknown name, an option that is not of this data, or input that its reader refuses.
     """
     checks.choice("data", name, NAMES)
+    if name != "own":
+        no_more({"splits": splits, "redraw": redraw or None, **(table or {})}, name, "no data of your own")
+    if name in (*CIFAR, *LVIS) and on_bad != "error":
+        raise checks.InputError(f"on_bad: expected error for {name}, of which no part is left out, got {on_bad}")
     if name in LISTED:
         return prepare_listed(LISTED[name], data_dir, decode=decode, on_bad=on_bad, progress=progress)
     if name in CIFAR:
