@@ -341,8 +341,8 @@ def test_flipped_twice_is_as_before_and_once_is_a_mirror(data):
 def test_examples_come_apart_as_a_tensor_does():
     for size in (1, 4, 7):
         for number in (1, 2, 3):
-            parts = Examples(range(size)).chunk(number)
-            assert [list(part) for part in parts] == [part.tolist() for part in torch.arange(size).chunk(number)]
+            parts = Examples(range(size)).tensor_split(number)
+            assert [list(part) for part in parts] == [part.tolist() for part in torch.arange(size).tensor_split(number)]
 
 
 def test_an_image_is_repeated_as_its_rarest_class_asks(data):

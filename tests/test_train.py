@@ -1,3 +1,4 @@
+import itertools
 import math
 import os
 import stat
@@ -7,12 +8,22 @@ import pytest
 import torch
 from torch import nn
 
-from tailwise import CausalClassifier, InputError, LinearClassifier, Stage, fit
+from tailwise import CausalClassifier, InputError, LinearClassifier, Stage, fit, ranks
 from tailwise.losses import CrossEntropy, cross_entropy
 from tailwise.recognizer import Recognizer
 from tailwise.sampling import EpochSampler, instance_draw
 from tailwise.seeds import mixed_seed
-from tailwise.train import constant, cosine, load_checkpoint, load_state, multistep, only_trainable, save_checkpoint
+from tailwise.train import (
+    Compute,
+    constant,
+    cosine,
+    load_checkpoint,
+    load_state,
+    multistep,
+    only_trainable,
+    save_checkpoint,
+)
+from tailwise.train.step import Training, micro_batches
 
 
 class List(list):
@@ -58,6 +69,31 @@ def test_one_batch_is_its_micro_batches(n):
     for name in one:
         torch.testing.assert_close(one[name], four[name], rtol=1e-5, atol=1e-6)
     assert one["classifier.average.value"].norm() > 0
+
+
+def test_every_process_has_as_many_micro_batches(monkeypatch):
+    """Whatever the sizes; and one process has the parts that `chunk` makes where these are equal."""
+    forwards, training = [], Training(toy_model(), stage(accumulate=4), Compute())
+    training.model.register_forward_hook(lambda *_: forwards.append(1))
+    for processes, size, accumulate in itertools.product((1, 2, 3, 4), range(4, 41), (1, 2, 3, 4, 7)):
+        shares = torch.arange(size).tensor_split(processes)
+        number = micro_batches([len(share) for share in shares], accumulate)
+        assert 1 <= number <= accumulate
+        parts = [share.tensor_split(number) for share in shares]
+        assert all(len(part) for share in parts for part in share)
+        assert max(len(part) for share in parts for part in share) <= max(
+            -(-len(shares[0]) // accumulate), -(-len(shares[0]) // len(shares[-1]))
+        )
+        chunks = torch.arange(size).chunk(accumulate)
+        if processes == 1 and len(chunks[-1]) == len(chunks[0]):
+            assert [part.tolist() for part in parts[0]] == [part.tolist() for part in chunks]
+    for rank, mine in enumerate((5, 4)):  # as one of two processes that share 9 images
+        monkeypatch.setattr(ranks, "count", lambda: 2)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ranks, "total", lambda value: torch.tensor([5, 4]))
+        forwards.clear()
+        training.step(*toy_batches(mine)[0])
+        assert len(forwards) == 3
 
 
 def test_fit_is_plain_sgd():

@@ -1,5 +1,6 @@
 """Examples in batches: which, in which order, flipped or not, read by worker processes if wanted."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -22,10 +23,10 @@ class Examples(tuple[Example, ...]):
 
     __slots__ = ()
 
-    def chunk(self, number: int) -> "list[Examples]":
-        """At most `number` parts of as equal a length as `torch.chunk` makes them."""
-        size = -(-len(self) // number)
-        return [Examples(self[start : start + size]) for start in range(0, len(self), size)]
+    def tensor_split(self, number: int) -> "list[Examples]":
+        """`number` parts, those in front longer by one where they cannot be equal."""
+        ends = [part * (len(self) // number) + min(part, len(self) % number) for part in range(number + 1)]
+        return [Examples(self[start:end]) for start, end in itertools.pairwise(ends)]
 
     def to(self, device: torch.device) -> "Examples":
         """The same on a device; run lengths stay where they are."""

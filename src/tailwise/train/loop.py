@@ -23,7 +23,7 @@ from tailwise.train.step import Training
 class Batches(Protocol):
     """The (images, labels) batches of one epoch; labels are what the stage's loss takes, a row per image.
 
-    images: a tensor, or whatever the model takes that has `len` and `chunk` as a tensor has.
+    images: a tensor, or whatever the model takes that has `len` and `tensor_split` as a tensor has.
     """
 
     def __len__(self) -> int: ...

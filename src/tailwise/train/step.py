@@ -25,8 +25,9 @@ class Training:
         self.optimizer = stage.optimizer([p for p in model.parameters() if p.requires_grad])
         # of the loss, so that gradients keep within half precision's range; does nothing otherwise
         self.scaler = torch.amp.GradScaler(device_of(model).type, enabled=compute.precision == "fp16")
-        mine = len(torch.arange(stage.batch_size).tensor_split(ranks.count())[ranks.rank()])
-        self.forward = compute.forward_of(model, batch_size=-(-mine // stage.accumulate))
+        sizes = [len(part) for part in torch.arange(stage.batch_size).tensor_split(ranks.count())]
+        largest = -(-sizes[ranks.rank()] // micro_batches(sizes, stage.accumulate))
+        self.forward = compute.forward_of(model, batch_size=largest)
         # a copy of its own, for what a loss has seen belongs to this training
         self.loss = copy.deepcopy(stage.loss).to(device_of(model)) if isinstance(stage.loss, nn.Module) else stage.loss
         self.average: AveragedModel | None = None
@@ -48,15 +49,19 @@ class Training:
     def step(self, images: Any, labels: Tensor) -> Tensor:
         """Move once; returns the sum of the losses of this process's samples, still on the device.
 
-        images: a tensor, or what comes apart by `chunk` as one does.
+        images: a tensor, or what comes apart by `tensor_split` as one does.
         """
         stage = self.stage
-        micro = list(zip(images.chunk(stage.accumulate), labels.chunk(stage.accumulate), strict=True))
+        sizes = torch.zeros(ranks.count(), dtype=torch.int64)
+        sizes[ranks.rank()] = len(labels)
+        sizes = ranks.total(sizes)
+        number = micro_batches(sizes.tolist(), stage.accumulate)
+        micro = list(zip(images.tensor_split(number), labels.tensor_split(number), strict=True))
         for module in self._modules():
             if isinstance(module, MovesOncePerStep):
                 module.update_every = len(micro)
         # DistributedDataParallel takes the mean over processes; what is wanted is the mean over all samples
-        whole = int(ranks.total(torch.tensor(len(labels)))) / ranks.count()
+        whole = int(sizes.sum()) / ranks.count()
         loss_sum = self._gradient(micro, whole)
         if stage.sharpness is not None:
             with at_worst_nearby(self.model, stage.sharpness), held(self.model, self.loss):
@@ -145,6 +150,19 @@ class Training:
         # the groups are the stage's own: its schedule sets their learning rate at every step
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def micro_batches(sizes: Sequence[int], accumulate: int) -> int:
+    """Into how many parts every process divides its share of a batch; sizes: of the shares.
+
+    Of all the same number, for batch norm that is shared waits in every forward for all. As many as `torch.chunk` makes
+    of the largest share, but none without an image.
+
+    >>> micro_batches([8], 4), micro_batches([9], 4), micro_batches([5, 4], 4), micro_batches([4, 3], 4)
+    (4, 3, 3, 3)
+    """
+    largest = -(-max(sizes) // accumulate)
+    return max(1, min(-(-max(sizes) // max(largest, 1)), *sizes))
 
 
 def _follow(decay: float, averages: Sequence[Tensor], currents: Sequence[Tensor], number: Tensor | int) -> None:
