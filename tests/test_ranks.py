@@ -1,16 +1,19 @@
 """Several processes train as one: the same steps, files from one of them, and a way back when one dies."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 import torch
 
+from tailwise import ranks
 from tailwise.experiments import runs
 from tailwise.train import load_checkpoint
 
@@ -111,10 +114,35 @@ def test_processes_are_the_whole_batch(steps, alone, tmp_path, processes):
     assert done.returncode == 0, done.stderr
     sharp_alone = steps[1](sharpness=0.1)
     for rank in range(processes):
-        trained, sharp, ranks, count = torch.load(tmp_path / f"out-{rank}", weights_only=True)
-        assert (ranks, count) == (list(range(processes)), processes)
+        trained, sharp, numbers, count = torch.load(tmp_path / f"out-{rank}", weights_only=True)
+        assert (numbers, count) == (list(range(processes)), processes)
         assert_same_training(alone, trained)
         assert_same_training(sharp_alone, sharp)
+
+
+def late(rank, port):
+    """One of two processes that wait for the first, longer than a reduction would."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+    os.environ |= dict(zip(names, (str(rank), "2", "127.0.0.1", port, "none"), strict=True))
+    with ranks.joined():
+        device = torch.device("cpu")
+        torch.distributed.group.WORLD._get_backend(device)._set_default_timeout(timedelta(seconds=0.2))
+        time.sleep(0.0 if rank else 0.6)
+        ranks.wait()
+        assert ranks.agree(rank) == 0
+    os._exit(0)  # as `leave`
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_what_one_process_prepares_may_take_longer_than_a_reduction():
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    pair = [fork.Process(target=late, args=(rank, port)) for rank in (0, 1)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join(60)
+        process.kill()
+    assert [process.exitcode for process in pair] == [0, 0]
 
 
 # ---- the command

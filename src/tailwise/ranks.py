@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 Value = TypeVar("Value")
+LONGEST_WAIT = timedelta(days=1)  # for one process that decodes a data set; in training half an hour means a dead one
+_waiting: Any = None  # the group of processes that wait so long
 
 
 @contextmanager
@@ -30,9 +33,12 @@ def joined() -> Iterator[None]:
     store, own_rank, number = next(rendezvous("env://"))
     store = dist.PrefixStore(f"attempt-{_attempt()}", store)  # type: ignore[attr-defined]  # not in its stubs
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=number)
+    global _waiting
+    _waiting = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
     yield
     # Not after an error: the others may be waiting in the middle of a reduction, and torchrun ends them.
     wait()  # who leaves first would cut the others off
+    _waiting = None
     gc.collect()  # a model that is still wrapped holds the group, whose threads would outlive it
     dist.destroy_process_group()
 
@@ -101,10 +107,9 @@ def agree(value: Value) -> Value:
 
 
 def wait() -> None:
-    """Until every process is here: what one has written the others may read."""
+    """Until every process is here: what one has written the others may read, and writing may take hours."""
     if count() > 1:
-        agree(None)
-        gathered(None)
+        dist.all_gather_object([None] * count(), None, group=_waiting)
 
 
 def gathered(value: Value) -> list[Value]:
