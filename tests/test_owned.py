@@ -10,9 +10,11 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from tailwise import InputError
 from tailwise.cli import main
+from tailwise.cli.training import train_into_folder
 from tailwise.experiments import experiment, measure, owned, runs
 from tailwise.experiments.watch import Silent
 from tailwise.recipes.catalog import find
@@ -190,6 +192,38 @@ def test_two_that_look_for_a_folder_get_two(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with runs.new_folder("a/b", None) as one, runs.new_folder("a/b", None) as other:
         assert (one, other) == (Path("runs/a/b"), Path("runs/a/b-2"))
+
+
+def test_torchrun_goes_on_in_the_folder_of_its_own_launch(tmp_path, monkeypatch):
+    """An attempt after one that died takes neither a finished run's folder nor another job's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setattr("tailwise.ranks._launch", torch.distributed.HashStore(), raising=False)
+    told = []
+
+    def attempt(out=None, leaves=()):
+        def train(recipes, seeds, folder, *, resume, **how):
+            told.append((str(folder), resume))
+            for name in leaves:
+                (folder / name).touch()
+            raise InputError("died")
+
+        how = {"seeds": 1, "data_dir": None, "device": "cpu", "save_every": 60.0, "track": [], "json": True}
+        with pytest.raises(InputError, match="out: expected a new or empty folder" if out else "died"):
+            train_into_folder(train, find("digits-lt/tde"), "a", out=out, resume=False, **how)
+
+    yesterday = Path("runs/a")
+    yesterday.mkdir(parents=True)
+    (yesterday / runs.RECIPE).touch()
+    attempt()  # nothing was begun before it, and nothing is left of it
+    Path("runs/a-2").mkdir()  # another job's
+    attempt(leaves=["recipe.json"])
+    Path("runs/a-4").mkdir()
+    attempt()
+    assert told == [("runs/a-2", False), ("runs/a-3", False), ("runs/a-3", True)]
+    monkeypatch.setattr("tailwise.ranks._launch", torch.distributed.HashStore())
+    attempt(out=yesterday)  # refused, as it was by the attempt before
+    assert len(told) == 3
 
 
 def test_settings_that_will_not_do_leave_no_folder(tmp_path, monkeypatch, capsys):

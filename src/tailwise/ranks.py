@@ -14,12 +14,14 @@ from torch import Tensor
 
 Value = TypeVar("Value")
 LONGEST_WAIT = timedelta(days=1)  # for one process that decodes a data set; in training half an hour means a dead one
+_launch: Any = None  # the store of torchrun, one for all its attempts
 _waiting: Any = None  # the group of processes that wait so long
 
 
 @contextmanager
 def joined() -> Iterator[None]:
     """Join the processes that torchrun started, for the length of the block; alone without torchrun."""
+    global _launch, _waiting
     if not launched() or dist.is_initialized():
         yield
         return
@@ -30,15 +32,15 @@ def joined() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     # torchrun keeps one store for all its attempts: without a name of its own, an attempt may read the address of a
     # process of the one before, and wait half an hour for the dead
-    store, own_rank, number = next(rendezvous("env://"))
-    store = dist.PrefixStore(f"attempt-{_attempt()}", store)  # type: ignore[attr-defined]  # not in its stubs
+    _launch, own_rank, number = next(rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt-{attempt}", _launch)  # type: ignore[attr-defined]  # not in its stubs
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=number)
-    global _waiting
     _waiting = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
     yield
     # Not after an error: the others may be waiting in the middle of a reduction, and torchrun ends them.
     wait()  # who leaves first would cut the others off
-    _waiting = None
+    _launch = _waiting = None
     gc.collect()  # a model that is still wrapped holds the group, whose threads would outlive it
     dist.destroy_process_group()
 
@@ -59,13 +61,15 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def restarted() -> bool:
-    """Whether torchrun has started the processes anew because one of them died."""
-    return _attempt() > 0
+def remember(value: str) -> None:
+    """Tell a later attempt of this launch of torchrun, which starts the processes anew when one of them dies."""
+    if _launch is not None and is_main():
+        _launch.set("tailwise", value)
 
 
-def _attempt() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def recalled() -> str:
+    """What this launch of torchrun was last told to `remember`, the same in every process; "" is nothing."""
+    return agree(_launch.get("tailwise").decode() if _launch is not None and _launch.check(["tailwise"]) else "")
 
 
 def count() -> int:

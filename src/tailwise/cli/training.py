@@ -38,11 +38,15 @@ def train_into_folder(
 
     tracked = trackers(track)
     with ranks.joined(), warnings_as_notes(), ExitStack() as stack:
-        resume = resume or ranks.restarted()
-        new = None if resume else stack.enter_context(runs.new_folder(name, out))
-        folder = new or ranks.agree(runs.last_folder(name, out))
-        if resume and not ranks.restarted():
+        if begun := ranks.recalled():
+            folder, resume = Path(begun), True
+        elif resume:
+            folder = ranks.agree(runs.last_folder(name, out))
             runs.check_begun(folder, suite=len(chosen) > 1)
+        else:
+            folder = stack.enter_context(runs.new_folder(name, out))
+        ranks.remember(str(folder))
+        stack.callback(_forget_unused, folder)
         with watching(Console(stderr=True, quiet=json or not ranks.is_main())) as shown:
             trained = train(
                 chosen,
@@ -55,3 +59,11 @@ def train_into_folder(
                 save_every=save_every,
             )
         return (trained, folder) if ranks.is_main() else None
+
+
+def _forget_unused(folder: Path) -> None:
+    """Let torchrun's next attempt look for a folder again: what is empty goes, and its name may be another's then."""
+    from tailwise import ranks
+
+    if ranks.is_main() and not (folder.is_dir() and any(folder.iterdir())):
+        ranks.remember("")
