@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from tailwise import InputError, Stage, fit
 from tailwise.classifiers import CausalClassifier
 from tailwise.experiments import experiment, over_seeds, runs
+from tailwise.experiments.build_data import build_data
 from tailwise.recipes.catalog import find
 from tailwise.recipes.overrides import override
 from tailwise.sampling import EpochSampler, instance_draw
@@ -193,6 +195,36 @@ def test_resuming_with_other_settings_is_refused(whole, tmp_path):
     snapshot.write_bytes(before[snapshot])  # and nothing was lost
     assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()} == before
     assert same(whole, run(tmp_path / "a", Stopping(-1), resume=True))
+
+
+def test_other_data_is_noticed_in_either_stage(tmp_path, monkeypatch):
+    """Also labels of val alone; files of before there was such a hash are gone on from."""
+
+    def resumed(after):
+        short = [f"{key}.epochs=1" for key in ("stages.0", "second.crt.stage", "second.lws.stage")]
+        return run(tmp_path / "a", Stopping(after), settings=short, seeds=(0,), save_every=0.0, resume=True)
+
+    def swapped(*given):
+        data = build_data(*given)
+        return replace(data, val=replace(data.val, labels=data.val.labels.flip(0)))
+
+    def refused_and_then_older(name):
+        path = tmp_path / "a/seed-0.partial" / name
+        with monkeypatch.context() as patch:
+            patch.setattr(experiment, "build_data", swapped)
+            with pytest.raises(InputError, match=rf"{name}: taken with data_hash"):
+                resumed(-1)
+        there = load_checkpoint(path)
+        del there.meta.get("about", there.meta)["data_hash"]
+        save_checkpoint(path, there.state, there.meta)
+
+    with pytest.raises(StopError):
+        resumed(1)
+    refused_and_then_older("last-first.safetensors")
+    with pytest.raises(StopError):
+        resumed(2)
+    refused_and_then_older("checkpoint.safetensors")
+    assert [seed.seed for seed in resumed(-1).seeds] == [0]
 
 
 def test_a_full_disk_is_named_and_the_last_snapshot_stands(whole, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What every data set hands to the rest: three splits, the class counts, names and ids."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tailwise import checks
 from tailwise.counts import ClassCounts
+from tailwise.data.long_tail import ids_hash
 from tailwise.data.on_disk import DiskSplit
 
 
@@ -71,6 +73,15 @@ class LongTailedData:
     normalize: Callable[[Tensor], Tensor]
     view: Callable[[Any], Tensor] | None = None
     left_out: tuple[str, ...] = ()
+
+    @property
+    def data_hash(self) -> str:
+        """SHA-256 of the ids and labels of train, val and test."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.val, self.test):
+            if split is not None:
+                digest.update(ids_hash(split.ids).encode() + split.labels.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def device(self) -> torch.device:

@@ -17,7 +17,7 @@ from tailwise.experiments.detection_runs import FORMAT, DetectionRun, DetectionS
 from tailwise.experiments.keep import LastEpoch
 from tailwise.experiments.over_seeds import How, check_same, train_seeds, versions
 from tailwise.experiments.owned import owned
-from tailwise.experiments.resume import Log, Place, fit_kept
+from tailwise.experiments.resume import Log, Place, check_about, fit_kept
 from tailwise.experiments.watch import Val, Watch
 from tailwise.recipes.build import cpu_threads, find_device
 from tailwise.recipes.build_detection import (
@@ -109,6 +109,7 @@ def _trained_one(recipe: DetectionRecipe, seed: int, folder: Path, label: str, h
                 save_checkpoint(done, detector.state_dict(), {**about, "epoch": epoch})
             ranks.wait()
         checkpoint = load_checkpoint(done)
+        check_about(done, {key: value for key, value in checkpoint.meta.items() if key != "epoch"}, about)
         load_state(detector, checkpoint.state)
         hows = {row: inference_of(recipe, row) for row in recipe.rows}
         rows, _ = measured(detector, _reported(data), hows, how.device)

@@ -17,7 +17,7 @@ from tailwise.experiments.adjusters import choice_of, sweep
 from tailwise.experiments.build_data import build_data, subset_seed_of
 from tailwise.experiments.keep import BestOnVal
 from tailwise.experiments.over_seeds import How, check_same, train_seeds, versions
-from tailwise.experiments.resume import Log, Place, fit_kept
+from tailwise.experiments.resume import Log, Place, check_about, fit_kept
 from tailwise.experiments.rows import Row
 from tailwise.experiments.second import epochs_on_images, try_second_stage
 from tailwise.experiments.stores import first_image
@@ -112,6 +112,7 @@ def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) 
             "seed": seed,
             "subset_seed": subset_seed_of(recipe, seed),
             "subset_hash": data.subset_hash,
+            "data_hash": data.data_hash,
             "protocol": recipe.protocol,
             "counts": list(data.counts.per_class),
             "published_counts": list(data.published_counts.per_class),
@@ -146,6 +147,7 @@ def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) 
                 save_checkpoint(done, model.state_dict(), {**about, "epoch": epoch})
             ranks.wait()
         checkpoint = load_checkpoint(done)
+        check_about(done, {key: value for key, value in checkpoint.meta.items() if key != "epoch"}, about)
         load_state(model, checkpoint.state)
         take_over_scale(recipe, model)
         meta, digest = checkpoint.meta, checkpoint.digest

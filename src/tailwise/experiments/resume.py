@@ -115,15 +115,7 @@ class Place:
             self.log.keep(self.before)
             return None
         checkpoint = load_checkpoint(self.path)
-        there, here = (
-            flat({**about, "recipe": what_counts(about.get("recipe"))})
-            for about in (checkpoint.meta.get("about") or {}, self.about)
-        )
-        for key in sorted(there.keys() | here.keys()):
-            if there.get(key) != here.get(key):
-                raise checks.InputError(
-                    f"{self.path}: taken with {key} {there.get(key)}, got {here.get(key)}; it cannot go on here"
-                )
+        check_about(self.path, checkpoint.meta.get("about") or {}, self.about)
         best: dict[str, Tensor] = {}
         rest: dict[str, Tensor] = {}
         for name, tensor in checkpoint.state.items():
@@ -132,6 +124,21 @@ class Place:
         keep.epoch, keep.best_epoch, keep.best, keep.state = kept["epoch"], kept["best_epoch"], kept["best"], best
         self.log.keep(checkpoint.meta["log"])
         return snapshot_of(rest, checkpoint.meta["progress"])
+
+
+def check_about(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Refuse to go on from a file that was made by other settings or of other data; there: what it says of them.
+
+    Raises:
+        InputError: something differs, which is named.
+    """
+    there, here = (flat({**about, "recipe": what_counts(about.get("recipe"))}) for about in (there, here))
+    there.setdefault("data_hash", here.get("data_hash"))  # which files have not always held
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key):
+            raise checks.InputError(
+                f"{path}: taken with {key} {there.get(key)}, got {here.get(key)}; it cannot go on here"
+            )
 
 
 def fit_kept(
