@@ -149,7 +149,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise SystemExit("--plot needs matplotlib: pip install 'tailwise[plots]'") from error
+        raise SystemExit("--plot needs matplotlib (extra `plots`)") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

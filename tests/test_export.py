@@ -16,7 +16,7 @@ import torch
 
 import tailwise
 from tailwise import export
-from tailwise.checks import InputError
+from tailwise.checks import InputError, extra
 from tailwise.cli import main
 from tailwise.data import digits_lt
 from tailwise.deployment.deployed import DeployedModel
@@ -294,7 +294,7 @@ def test_without_onnx_there_is_a_hint_and_no_folder(causal, capsys, tmp_path, mo
     monkeypatch.setattr(builtins, "__import__", refuse)
     code, _, err = run(capsys, "export", causal, "--alpha", 1, "--format", "onnx", "--out", tmp_path / "out")
     assert code == 2
-    assert "format: onnx needs onnxscript, which is not installed; pip install 'tailwise[onnx]'" in err
+    assert f"format: onnx needs onnxscript, which is not installed; {extra('onnx')}" in err
     assert list(tmp_path.iterdir()) == []
 
 

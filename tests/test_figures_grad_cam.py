@@ -8,6 +8,7 @@ import torch
 
 from tailwise import InputError, fold_tde
 from tailwise.adjust import grad_cam
+from tailwise.checks import extra
 from tailwise.cli import main
 from tailwise.experiments import measure
 from tailwise.experiments.runs import open_run
@@ -136,6 +137,6 @@ def test_what_will_not_do_is_named(folder, causal, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         main(["plot", str(causal.run.path), "--figure", "grad-cam"])
     assert stopped.value.code == 2
-    expected = "tailwise: grad-cam: expected the package captum; pip install 'tailwise[explain]'\n"
+    expected = f"tailwise: grad-cam: expected the package captum; {extra('explain')}\n"
     assert capsys.readouterr().err == expected
     assert not (causal.run.path / "figures/grad-cam.png").exists()

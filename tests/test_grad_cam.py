@@ -168,5 +168,5 @@ def test_what_will_not_do_is_named(monkeypatch):
         with unchecked(), pytest.raises(InputError, match=message):
             grad_cam(*arguments)
     monkeypatch.setitem(sys.modules, "captum", None)
-    with pytest.raises(InputError, match=r"grad-cam: expected the package captum; pip install 'tailwise\[explain\]'"):
+    with pytest.raises(InputError, match=r"grad-cam: expected the package captum; in the clone: .* --extra explain"):
         grad_cam(Tiny(), LinearClassifier(3, 4), images, classes)

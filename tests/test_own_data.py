@@ -251,7 +251,7 @@ def test_files_that_are_no_tables(tree, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="column 'label' to hold text or whole numbers, got double"):
         table_index(tmp_path / "t.parquet", root=tree)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r"pip install 'tailwise\[parquet\]'"):
+    with pytest.raises(InputError, match=r"Parquet needs pyarrow; in the clone: .* --extra parquet"):
         table_index(tmp_path / "t.parquet")
 
 

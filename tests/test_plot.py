@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tailwise.checks import extra
 from tailwise.cli import main
 from tailwise.cli.plot import FIGURES as IN_HELP
 from tailwise.figures import FIGURES
@@ -86,7 +87,7 @@ def test_nothing_is_drawn_without_matplotlib(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, shown, err = plot(capsys, "--figure", "one-dimensional", "--out", tmp_path / "a")
     assert (code, shown) == (2, "")
-    assert err == "tailwise: plot: expected the package matplotlib; pip install 'tailwise[plots]'\n"
+    assert err == f"tailwise: plot: expected the package matplotlib; {extra('plots')}\n"
     assert list(tmp_path.iterdir()) == []
 
 

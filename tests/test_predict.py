@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import tailwise
-from tailwise.checks import InputError
+from tailwise.checks import InputError, extra
 from tailwise.cli import main
 from tailwise.data import digits_lt
 from tailwise.data.files import read_image
@@ -246,7 +246,7 @@ def test_colours_and_sizes_are_brought_to_what_the_network_takes(tmp_path):
 def test_without_pillow_there_is_a_hint(tmp_path, monkeypatch):
     (tmp_path / "x.png").write_bytes(b"x")
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(InputError, match=re.escape("images need Pillow; pip install 'tailwise[images]'")):
+    with pytest.raises(InputError, match=re.escape(f"images need Pillow; {extra('images')}")):
         read_image(tmp_path / "x.png", (1, 8, 8), 16.0)
 
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,14 @@ def test_links_lead_somewhere():
     for page in pages:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_extra_that_is_named_can_be_installed_as_said():
+    """In the code, whose hint is one function's, and on the pages; the package is on no index."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    files = [*ROOT.glob("src/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("docs/*.md")]
+    texts = [path.read_text() for path in files]
+    named = {name for text in texts for name in re.findall(r"extra(?:\('| `)(\w+)['`]", text)}
+    assert len(named) > 10
+    assert named <= project["optional-dependencies"].keys()
+    assert not any("install 'tailwise[" in text for text in (README, *texts))

@@ -9,6 +9,7 @@ import types
 import pytest
 
 from tailwise import InputError
+from tailwise.checks import extra
 from tailwise.cli import main
 from tailwise.experiments import experiment, runs
 from tailwise.experiments.watch import Silent, Together
@@ -355,7 +356,7 @@ def test_a_tracker_that_is_not_installed_is_named_first(tmp_path, capsys, monkey
         monkeypatch.delitem(sys.modules, module)
     code, err = command(capsys, "train", "digits-lt/tde", "--track", name, "--out", tmp_path / "a")
     assert code == 2
-    assert err.startswith(f"tailwise: track: expected the package {name}; pip install 'tailwise[{name}]'")
+    assert err.startswith(f"tailwise: track: expected the package {name}; {extra(name)} (")
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "a").exists()
 

@@ -11,6 +11,15 @@ class InputError(ValueError):
     """The input is wrong, not the program. The command prints it as one line and exits with 2."""
 
 
+def extra(name: str) -> str:
+    """How to install an extra of this package: with uv, and where there is only pip.
+
+    >>> extra("images")
+    "in the clone: python3 -m uv sync --inexact --extra images, or pip install -e '.[images]'"
+    """
+    return f"in the clone: python3 -m uv sync --inexact --extra {name}, or pip install -e '.[{name}]'"
+
+
 def nearest(name: str, valid: Iterable[str], listed: Iterable[str] | None = None) -> str:
     """The end of an error message: the nearest valid name, or if none is near all of them, or those to be listed then.
 

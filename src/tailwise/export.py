@@ -42,7 +42,7 @@ def write_onnx(model: nn.Module, path: Path, image_shape: Sequence[int]) -> None
         )
     except ModuleNotFoundError as error:
         raise checks.InputError(
-            f"format: onnx needs {error.name}, which is not installed; pip install 'tailwise[onnx]'"
+            f"format: onnx needs {error.name}, which is not installed; {checks.extra('onnx')}"
         ) from error
 
 

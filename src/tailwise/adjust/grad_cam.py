@@ -67,7 +67,7 @@ def need_captum() -> None:
     try:
         import captum  # noqa: F401  # to see whether it is there
     except ImportError as error:
-        raise checks.InputError("grad-cam: expected the package captum; pip install 'tailwise[explain]'") from error
+        raise checks.InputError(f"grad-cam: expected the package captum; {checks.extra('explain')}") from error
 
 
 class _Pooled(nn.Module):

@@ -70,7 +70,7 @@ class HuggingFaceNet(nn.Module):
             import transformers
         except ModuleNotFoundError as error:
             raise checks.InputError(
-                f"backbone.name: hf:{name} needs transformers; pip install 'tailwise[transformers]'"
+                f"backbone.name: hf:{name} needs transformers; {checks.extra('transformers')}"
             ) from error
         library: Any = transformers
         try:
@@ -136,7 +136,7 @@ def _timm() -> Any:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise checks.InputError("backbone.name: models of timm need it; pip install 'tailwise[timm]'") from error
+        raise checks.InputError(f"backbone.name: models of timm need it; {checks.extra('timm')}") from error
     return timm
 
 

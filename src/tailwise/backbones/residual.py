@@ -58,9 +58,7 @@ class ResNet(nn.Module):
         try:
             from torchvision.models import resnet
         except ModuleNotFoundError as error:
-            raise checks.InputError(
-                f"backbone.name: {name} is torchvision's; pip install 'tailwise[vision]'"
-            ) from error
+            raise checks.InputError(f"backbone.name: {name} is torchvision's; {checks.extra('vision')}") from error
         self.net = resnet.ResNet(
             getattr(resnet, layout.block),
             list(layout.layers),

@@ -92,7 +92,7 @@ def audit(
 ) -> None:
     """How long the tail is, which images are in two splits, which classes are too small, what to begin with.
 
-    Nothing is written but the figure that --out asks for, which needs matplotlib: pip install 'tailwise[plots]'.
+    Nothing is written but the figure that --out asks for, which needs matplotlib (extra `plots`).
     """
     from tailwise.data.audits import audited
     from tailwise.figures.audits import draw_counts

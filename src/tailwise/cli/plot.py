@@ -54,7 +54,7 @@ def plot(
 ) -> None:
     """Draw a figure of the papers from trained runs, as PNG and SVG: means over seeds, classes from head to tail.
 
-    Needs matplotlib: pip install 'tailwise[plots]'; grad-cam needs captum, too: pip install 'tailwise[explain]'.
+    Needs matplotlib (extra `plots`); grad-cam needs captum, too (extra `explain`).
     """
     checks.choice("figure", figure, FIGURES)
     strengths = strength_of("alpha", alpha, ("auto",)), strength_of("power", power, POWERS)

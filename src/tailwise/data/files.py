@@ -139,5 +139,5 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise checks.InputError("paths: images need Pillow; pip install 'tailwise[images]'") from error
+        raise checks.InputError(f"paths: images need Pillow; {checks.extra('images')}") from error
     return Image

@@ -75,7 +75,7 @@ def dataset_index(
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise checks.InputError("data: expected the package datasets; pip install 'tailwise[datasets]'") from error
+        raise checks.InputError(f"data: expected the package datasets; {checks.extra('datasets')}") from error
     opened = data if isinstance(data, datasets.Dataset | datasets.DatasetDict) else _open(str(data))
     tables: Mapping[str, Any] = opened if isinstance(opened, datasets.DatasetDict) else {"all": opened}
     divided = len(tables) > 1

@@ -58,7 +58,7 @@ def _download(facts: Cifar, data_dir: Path) -> None:
         from torchvision.datasets.utils import download_and_extract_archive
     except ModuleNotFoundError as error:
         raise checks.InputError(
-            f"{facts.name}: to download it needs torchvision; pip install 'tailwise[images]', or put {facts.url}, "
+            f"{facts.name}: to download it needs torchvision; {checks.extra('vision')}, or put {facts.url}, "
             f"unpacked, into {data_dir}"
         ) from error
     try:

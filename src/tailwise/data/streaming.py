@@ -61,7 +61,7 @@ class StreamedShards(IterableDataset[tuple[str, bytes, int]]):
         try:
             import webdataset
         except ModuleNotFoundError as error:
-            raise checks.InputError("streaming needs webdataset; pip install 'tailwise[shards]'") from error
+            raise checks.InputError(f"streaming needs webdataset; {checks.extra('shards')}") from error
         number = {str(c): c for c in range(len(self.class_names))} | {c: i for i, c in enumerate(self.class_names)}
         mine = webdataset.split_by_worker(webdataset.split_by_node(self.ordered()))
         members = webdataset.tariterators.tar_file_expander(_streams(mine), rename_files=_plain)

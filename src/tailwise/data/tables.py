@@ -136,7 +136,7 @@ def _parquet_rows(path: Path, needed: tuple[str, str], split_column: str | None)
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise checks.InputError(f"{path}: Parquet needs pyarrow; pip install 'tailwise[parquet]'") from error
+        raise checks.InputError(f"{path}: Parquet needs pyarrow; {checks.extra('parquet')}") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             there = table.schema_arrow.names

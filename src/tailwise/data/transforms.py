@@ -83,7 +83,7 @@ def _transforms() -> Any:
     try:
         from torchvision.transforms import v2
     except ModuleNotFoundError as error:
-        raise checks.InputError("augment: images on disk need torchvision; pip install 'tailwise[vision]'") from error
+        raise checks.InputError(f"augment: images on disk need torchvision; {checks.extra('vision')}") from error
     return v2
 
 

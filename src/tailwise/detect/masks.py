@@ -124,5 +124,5 @@ def library() -> ModuleType:
     try:
         from faster_coco_eval import mask
     except ModuleNotFoundError as error:
-        raise checks.InputError("masks: detection needs faster-coco-eval; pip install 'tailwise[detect]'") from error
+        raise checks.InputError(f"masks: detection needs faster-coco-eval; {checks.extra('detect')}") from error
     return mask  # type: ignore[no-any-return]  # the library has no types

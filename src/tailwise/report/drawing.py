@@ -155,5 +155,5 @@ def _pillow() -> "tuple[ModuleType, ModuleType]":
     try:
         from PIL import Image, ImageDraw
     except ModuleNotFoundError as error:
-        raise checks.InputError("panels: drawing needs Pillow; pip install 'tailwise[detect]'") from error
+        raise checks.InputError(f"panels: drawing needs Pillow; {checks.extra('detect')}") from error
     return Image, ImageDraw

@@ -187,9 +187,7 @@ def trackers(names: Iterable[str]) -> dict[str, TensorBoard | Wandb | Mlflow]:
             made[name] = TensorBoard() if name == "tensorboard" else Wandb() if name == "wandb" else Mlflow()
         except ImportError as error:
             why = str(error).partition("\n")[0]  # absent, or there and broken
-            raise checks.InputError(
-                f"track: expected the package {name}; pip install 'tailwise[{name}]' ({why})"
-            ) from error
+            raise checks.InputError(f"track: expected the package {name}; {checks.extra(name)} ({why})") from error
     return made
 
 

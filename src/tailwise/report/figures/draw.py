@@ -62,7 +62,7 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401  # to see whether it is there
     except ImportError as error:
-        raise checks.InputError("plot: expected the package matplotlib; pip install 'tailwise[plots]'") from error
+        raise checks.InputError(f"plot: expected the package matplotlib; {checks.extra('plots')}") from error
 
 
 def draw(data: FigureData) -> Any:
