@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -270,6 +271,12 @@ def test_cifar_is_downloaded_by_torchvision_and_a_failure_is_said(tmp_path, monk
     with pytest.raises(InputError, match=r"cannot download https://www.cs.toronto.edu.*corrupted"):
         prepare("cifar10", tmp_path / "new")
     assert asked[0][2] == {"filename": "cifar-10-python.tar.gz", "md5": "c58f30108f718f92721af3b95e74349a"}
+
+
+def test_what_downloads_cifar_is_in_the_extra_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.datasets.utils", None)
+    with pytest.raises(InputError, match=r"needs torchvision; .*'tailwise\[vision\]'"):
+        prepare("cifar10", tmp_path / "new")
 
 
 def test_cifar_npz_is_counted(tmp_path):
