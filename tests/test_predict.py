@@ -17,7 +17,7 @@ import tailwise
 from tailwise.checks import InputError, extra
 from tailwise.cli import main
 from tailwise.data import digits_lt
-from tailwise.data.files import read_image
+from tailwise.data.files import grey_thumbnail, read_image
 from tailwise.deployment import predict as predicting
 
 ALPHA = 1.5
@@ -241,6 +241,26 @@ def test_colours_and_sizes_are_brought_to_what_the_network_takes(tmp_path):
     assert grey.unique().tolist() == [106]  # 0.299 red + 0.587 green
     Image.fromarray(colours).convert("L").save(tmp_path / "grey.png")
     assert read_image(tmp_path / "grey.png", (3, 4, 6), 255.0).unique().tolist() == [106]
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_of_sixteen_bits_the_upper_eight_are_taken(tmp_path, ending):
+    values = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4)
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(values).save(path)
+    for channels in (1, 3):
+        assert read_image(path, (channels, 4, 4), 255.0)[0].tolist() == (values >> 8).tolist()
+    assert grey_thumbnail(path.read_bytes(), "x", 4, 4).tolist() == (values >> 8).tolist()
+
+
+@pytest.mark.parametrize(("kind", "got"), [(np.int32, "integers of 32"), (np.float32, "floats of 32")])
+def test_images_of_more_bits_are_refused(tmp_path, kind, got):
+    Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "x.tif")
+    message = rf"x\.tif: not a readable image \(expected 8 or 16 bits a channel, got {got}\)$"
+    with pytest.raises(InputError, match=message):
+        read_image(tmp_path / "x.tif", (1, 4, 4), 255.0)
+    with pytest.raises(InputError, match=message):
+        grey_thumbnail((tmp_path / "x.tif").read_bytes(), "x.tif", 4, 4)
 
 
 def test_without_pillow_there_is_a_hint(tmp_path, monkeypatch):

@@ -99,17 +99,17 @@ def decoded(content: bytes, name: str, *, mode: str = "RGB") -> Any:
     """A `PIL.Image` of an encoded image, of several frames the first.
 
     Args:
-        content: anything that Pillow reads.
+        content: anything that Pillow reads; of 16 bits a channel the upper 8 are taken.
         name: what an error calls it.
         mode: "RGB", or "L" for grey.
 
     Raises:
-        InputError: Pillow is not installed; no image, a truncated or broken one.
+        InputError: Pillow is not installed; no image, a truncated or broken one, one of 32 bits a channel.
     """
     pillow = _pillow()
     try:
         with pillow.open(io.BytesIO(content)) as file:
-            return file.convert(mode)
+            return _eight_bits(file).convert(mode)
     except Exception as error:  # a broken file meets each decoder in its own way
         reason = "no image format that Pillow knows" if isinstance(error, pillow.UnidentifiedImageError) else error
         raise checks.InputError(f"{name}: not a readable image ({reason})") from error
@@ -132,7 +132,17 @@ def grey_thumbnail(content: bytes, name: str, width: int, height: int) -> NDArra
 
 def small_and_grey(image: Any, width: int, height: int) -> NDArray[np.uint8]:
     """A `PIL.Image` as grey bytes [height, width]."""
-    return np.array(image.convert("L").resize((width, height), resample=2), dtype=np.uint8)
+    return np.array(_eight_bits(image).convert("L").resize((width, height), resample=2), dtype=np.uint8)
+
+
+def _eight_bits(image: Any) -> Any:
+    """A `PIL.Image` of 8 bits a channel, of 16 the upper ones; Pillow's own conversion makes white of all above 255."""
+    mode, kind = image.mode, image.format
+    if mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM")):  # these have no more than 16 bits
+        return _pillow().fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if mode in ("I", "F"):
+        raise ValueError(f"expected 8 or 16 bits a channel, got {'floats' if mode == 'F' else 'integers'} of 32")
+    return image
 
 
 def _pillow() -> Any:
