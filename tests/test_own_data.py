@@ -212,6 +212,27 @@ def test_what_is_wrong_in_a_table_is_named_or_left_out(tree, tmp_path, ending, r
     assert len(index.skipped) == 1
 
 
+@pytest.mark.parametrize("spelling", ["./cat/000.jpg", "cat//000.jpg", "{}/cat/000.jpg"])
+def test_a_file_is_in_a_table_once_however_it_is_spelled(tree, tmp_path, spelling, monkeypatch):
+    again = spelling.format(tree)
+    (tmp_path / "t.csv").write_text(
+        f"path,label,split\ncat/000.jpg,cat,train\n{again},cat,test\ndog/000.jpg,dog,train\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for root in (tree, Path("photos")):
+        with pytest.raises(InputError, match=rf"row 3: got {again} a second time"):
+            table_index(tmp_path / "t.csv", root=root)
+    assert table_index(tmp_path / "t.csv", root=tree, on_bad="skip").source.names.tolist() == [
+        "cat/000.jpg",
+        "dog/000.jpg",
+    ]
+
+
+def test_absolute_and_odd_spellings_stay_as_they_are(tree, tmp_path):
+    (tmp_path / "t.csv").write_text(f"path,label\n./cat/000.jpg,cat\n{tree}/dog/000.jpg,dog\n")
+    assert table_index(tmp_path / "t.csv", root=tree).source.names.tolist() == ["./cat/000.jpg", f"{tree}/dog/000.jpg"]
+
+
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
@@ -285,6 +306,7 @@ def test_lists_are_read_as_they_are_written(tmp_path):
         ("7", r"line 2: expected `path label`"),
         ("../9.jpg 1", r"line 2: got a path that leaves its folder"),
         ("a/1.jpg 1", r"line 2: got a/1\.jpg a second time"),
+        (".//a/1.jpg 1", r"line 2: got \.//a/1\.jpg a second time"),
     ],
 )
 def test_a_list_names_its_bad_line(tmp_path, line, message):

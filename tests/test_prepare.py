@@ -100,6 +100,7 @@ def test_every_missing_and_broken_file_is_named(tmp_path):
         (lambda rows: rows[:-1], "train images"),
         (lambda rows: [*rows[:-1], rows[-1].replace(" 2", " 1")], "training images per class, SHA-256"),
         (lambda rows: [*rows[:-1], "train/airfield/00000100.jpg 2\n"], "images in two splits"),
+        (lambda rows: [*rows[:-1], "./train//airfield/00000100.jpg 2\n"], "images in two splits"),
     ],
 )
 def test_lists_that_are_not_the_published_ones(tmp_path, change, what):

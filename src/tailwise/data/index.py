@@ -1,5 +1,6 @@
 """Where images lie and of which class they are: what every reader of a user's data or a benchmark's lists makes."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -99,6 +100,18 @@ def unfit_id(name: str) -> str | None:
     if _UNPRINTABLE.search(name):
         return f"a path with a control character, {name!r}"
     return f"a path that leaves its folder, {name!r}" if _UPWARDS.search(name) else None
+
+
+def one_spelling(path: str, below: str = "") -> str:
+    """A path as every spelling of it comes out, so that a file is not there twice under two; links are not followed.
+
+    below: the absolute folder, with "/" at its end, where relative paths start: those below it come out relative.
+
+    >>> {one_spelling(path, "/photos/") for path in ("cat/1.jpg", "./cat//1.jpg", "/photos/cat/1.jpg")}
+    {'cat/1.jpg'}
+    """
+    plain = os.path.normpath(path).removeprefix(below)
+    return path if plain == path else plain  # of a million equal ones no second copy is kept
 
 
 def unfit_class_name(name: str) -> str | None:

@@ -16,7 +16,7 @@ from tailwise import checks
 from tailwise.counts import ClassCounts
 from tailwise.data.benchmarks import LISTED, Listed, needed
 from tailwise.data.folders import files_there
-from tailwise.data.index import PARTS, ImageIndex, OnBad, unfit_id
+from tailwise.data.index import PARTS, ImageIndex, OnBad, one_spelling, unfit_id
 from tailwise.data.lists import list_hash, read_list
 from tailwise.data.local import local_folder
 from tailwise.data.on_disk import LooseFiles, string_array
@@ -191,7 +191,7 @@ def _comparisons(benchmark: Listed, parts: Mapping[str, Part]) -> Iterator[Check
     extremes = ((benchmark.largest, benchmark.smallest), (max(counts.per_class), min(counts.per_class)))
     yield Check("images of the largest and smallest class", *(" / ".join(map(str, pair)) for pair in extremes))
     yield Check("training images per class, SHA-256", benchmark.counts_hash, counts_hash(counts.per_class))
-    names = [set(ids.tolist()) for ids, _ in parts.values()]
+    names = [set(map(one_spelling, ids.tolist())) for ids, _ in parts.values()]
     twice = sum(len(a & b) for a, b in itertools.combinations(names, 2))
     yield Check("images in two splits", "0", str(twice))
 

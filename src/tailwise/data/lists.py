@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwise import checks
-from tailwise.data.index import OnBad, Refused, unfit_id, whole_number
+from tailwise.data.index import OnBad, Refused, one_spelling, unfit_id, whole_number
 from tailwise.data.on_disk import string_array
 
 
@@ -29,7 +30,7 @@ def read_list(
         InputError: no such file, an empty one, or, naming the line: no label, one outside its range, a path that leaves
             its folder, the same path again.
     """
-    refused, seen = Refused(on_bad), dict[str, int]()
+    refused, names, labels, seen = Refused(on_bad), list[str](), array("q"), set[str]()
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
@@ -41,15 +42,17 @@ def read_list(
                     refused(f"{path}, line {number}: expected a label in 0..{num_classes - 1}, got {label}")
                 elif unfit := unfit_id(name):
                     refused(f"{path}, line {number}: got {unfit}")
-                elif name in seen:
+                elif (plain := one_spelling(name)) in seen:
                     refused(f"{path}, line {number}: got {name} a second time")
                 else:
-                    seen[name] = int(label)
+                    seen.add(plain)
+                    names.append(name)
+                    labels.append(int(label))
     except (OSError, UnicodeDecodeError) as error:
         raise checks.InputError(f"{path}: not a readable list ({getattr(error, 'strerror', None) or error})") from error
-    if not seen:
+    if not names:
         raise checks.InputError(f"{path}: expected lines `path label`, got none")
-    return string_array(seen), np.fromiter(seen.values(), dtype=np.int64, count=len(seen)), refused.lines
+    return string_array(names), np.array(labels, dtype=np.int64), refused.lines
 
 
 def list_text(ids: NDArray[Any], labels: NDArray[np.int64]) -> str:

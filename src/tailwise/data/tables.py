@@ -1,6 +1,7 @@
 """Images named by a table, CSV, TSV or Parquet: a row with path and label for each, perhaps with its split."""
 
 import csv
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from tailwise.data.index import (
     Refused,
     classes_of,
     index_of,
+    one_spelling,
     part_number,
     unfit_class_name,
     unfit_id,
@@ -53,31 +55,32 @@ def table_index(
             will not do; an unknown split.
     """
     refused = Refused(on_bad)
-    names: dict[str, None] = {}  # in order, and none twice
+    folder = root or path.parent
+    below = os.path.join(os.path.abspath(folder), "")
+    names: dict[str, str] = {}  # in order, and none twice, however it is spelled
     numbers, codes, parts = array("q"), array("q"), array("b")
     texts: dict[str, int] = {}  # label texts, numbered as they come
     for number, name, text, part in _rows(path, (path_column, label_column), split_column, refused):
         if unfit := unfit_id(name):
             refused(f"{path}, row {number}: got {unfit}")
-        elif name in names:
+        elif (plain := one_spelling(name, below)) in names:
             refused(f"{path}, row {number}: got {name} a second time; an image has one label and one split")
         elif text not in texts and (unfit := unfit_class_name(text)):
             refused(f"{path}, row {number}: got {unfit}")
         elif (known := part_number(part)) is None:
             refused(f"{path}, row {number}: expected a split train, val or test, got {part!r}")
         else:
-            names[name] = None
+            names[plain] = name
             numbers.append(number)
             codes.append(texts.setdefault(text, len(texts)))
             parts.append(known)
     if not names:
         raise checks.InputError(f"{path}: expected a row for each image, got none that will do")
-    paths = list(names)
+    paths = list(names.values())
     del names
     class_of_text, all_names = classes_of(list(texts), class_names, str(path))
     class_of_code = np.array([class_of_text.get(text, -1) for text in texts])
     labels = class_of_code[np.frombuffer(codes, dtype=np.int64)]
-    folder = root or path.parent
     there = files_there(folder, paths)
     for i in np.flatnonzero(~there | (labels < 0)).tolist():
         if labels[i] < 0:
