@@ -163,6 +163,14 @@ def test_what_cannot_be_read_stops_or_is_left_out(photos, tmp_path, capsys):
     assert len(json.loads(again)["left_out"]) == 2, err
 
 
+def test_a_class_without_an_image_that_can_be_read_is_an_error(photos):
+    for path in (photos / "emu").iterdir():
+        path.write_bytes(b"no image")
+    (recipe,) = override(find("own/joint"), [f"data.path={photos}", *SMALL, "data.on_bad=skip", "compute.workers=0"])
+    with pytest.raises(InputError, match="train: expected some of every class, got none that will do of 'emu'"):
+        build_data(recipe, 0, None)
+
+
 def test_decoded_once_prediction_is_the_same(photos, tmp_path):
     """With the cache of the view's own size; training crops the square, and says so."""
     recipe = override(find("own/joint"), [f"data.path={photos}", *SMALL, "data.cache=18", "compute.workers=0"])[0]

@@ -88,6 +88,7 @@ def test_every_missing_and_broken_file_is_named(tmp_path):
     index, published = read_listed("places-lt", tmp_path)
     assert index.counts("train").per_class == (TRAIN[0] - 3, *TRAIN[1:])
     assert published.per_class == TRAIN  # groups stay those of the benchmark
+    assert index.skipped == state.skipped
     for path in (root / "train/airport_terminal").iterdir():
         path.unlink()
     with pytest.raises(InputError, match="training images of every class, got none of 1"):
@@ -201,6 +202,12 @@ def test_own_data_is_prepared(tmp_path, capsys):
     index = own_data(tmp_path)  # knows what was left out
     assert sum(len(rows) for rows in index.parts.values()) == 12
     assert "cat/002.jpg" not in np.concatenate([index.split(part).ids for part in index.parts])
+    assert index.skipped == ("cat/002.jpg: left out when the data was prepared",)
+    for path in (tmp_path / "dog").iterdir():
+        path.write_bytes(b"no image")
+    code, _, err = command(capsys, "prepare", "own", "--data-dir", tmp_path, "--on-bad", "skip", "--redraw")
+    assert code == 2
+    assert "images: expected some of every class, got none that will do of 'dog' (1 such classes; " in err
 
 
 def test_an_option_that_is_not_of_the_data_is_refused(tmp_path, capsys):

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tailwise import checks
 from tailwise.counts import ClassCounts
@@ -194,6 +194,21 @@ def classes_of(
     return {text: int(text) for text in texts}, tuple(str(value) for value in values)
 
 
+def some_of_every_class(
+    expected: ArrayLike, labels: NDArray[np.int64], class_names: Sequence[str], why: Sequence[str], what: str = "images"
+) -> None:
+    """Raises InputError if leaving out what `why` names, a line each, left a class without any.
+
+    expected: the classes, or labels, that there were before. what: images of which part they are.
+    """
+    lost = np.setdiff1d(expected, labels)
+    if len(lost):
+        raise checks.InputError(
+            f"{what}: expected some of every class, got none that will do of {class_names[int(lost[0])]!r} "
+            f"({len(lost)} such classes; {why[0]})"
+        )
+
+
 def index_of(
     source: Source,
     labels: NDArray[np.int64],
@@ -212,11 +227,6 @@ def index_of(
     Raises:
         InputError: a class lost all of its images.
     """
-    lost = np.setdiff1d([] if expected is None else expected, labels)
-    if len(lost):
-        raise checks.InputError(
-            f"images: expected some of every class, got none that will do of {class_names[int(lost[0])]!r} "
-            f"({len(lost)} such classes; {refused.lines[0]})"
-        )
+    some_of_every_class([] if expected is None else expected, labels, class_names, refused.lines)
     found = {name: np.flatnonzero(parts == number) for number, name in enumerate(PARTS) if (parts == number).any()}
     return ImageIndex(source, labels, class_names, found, tuple(refused.lines), ignored)

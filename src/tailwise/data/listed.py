@@ -83,7 +83,7 @@ def prepare_listed(
     about = {
         "root": os.path.relpath(root, place) if root.is_relative_to(data_dir) else str(root.resolve()),
         "published_counts": np.bincount(parts["train"][1], minlength=benchmark.num_classes).tolist(),
-        "skipped": len(state.skipped),
+        "left_out": list(state.skipped),
     }
     write_splits(index, place, about)
     return replace(state, wrote=place, images={part: len(rows) for part, rows in index.parts.items()})
@@ -113,6 +113,7 @@ def read_listed(name: str, data_dir: Path | None) -> tuple[ImageIndex, ClassCoun
     parts, about = read_splits(place)
     root = Path(os.path.normpath(place / about["root"]))
     index = _joined(LooseFiles(root, string_array(())), parts, tuple(about["class_names"]))
+    index = replace(index, skipped=tuple(about.get("left_out", ())))
     return index, ClassCounts(tuple(about["published_counts"]))
 
 

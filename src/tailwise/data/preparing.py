@@ -8,7 +8,7 @@ import numpy as np
 
 from tailwise import checks
 from tailwise.data.benchmarks import CIFAR, LISTED, LVIS
-from tailwise.data.index import ImageIndex, OnBad
+from tailwise.data.index import ImageIndex, OnBad, some_of_every_class
 from tailwise.data.listed import prepare_listed
 from tailwise.data.own import no_more, read_own, splits_of
 from tailwise.data.prepare_cifar import prepare_cifar
@@ -79,7 +79,9 @@ def _prepare_own(
     lines = tuple(why for _, why in broken)
     if broken and on_bad == "error":
         return Prepared("own", unreadable=lines, root=data)
-    left_out = [str(index.source.names[row]) for row, _ in broken]
+    rows = [row for row, _ in broken]
+    some_of_every_class(index.labels, np.delete(index.labels, rows), index.class_names, lines)
+    left_out = [str(name) for name in index.source.names[rows]]
     divided = stored_splits(index, place, redraw=redraw, leave_out=left_out)
     return Prepared(
         "own",

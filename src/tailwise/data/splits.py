@@ -180,7 +180,7 @@ def hash_of(parts: dict[str, tuple[NDArray[Any], NDArray[np.int64]]]) -> str:
 
 def _as_stored(index: ImageIndex, place: Path, leave_out: Sequence[str]) -> ImageIndex:
     parts, about = read_splits(place)
-    left_out = [*about.get("left_out", []), *leave_out]
+    left_out = list(dict.fromkeys([*about.get("left_out", []), *leave_out]))
     given = _without(index, left_out)
     number = {name: i for i, name in enumerate(index.source.names.tolist())}
     wanted = np.sort(np.concatenate(list(given.parts.values())))
@@ -198,7 +198,8 @@ def _as_stored(index: ImageIndex, place: Path, leave_out: Sequence[str]) -> Imag
     if removed or moved or added or renamed or other:
         what = _changes(added, removed, moved, other)
         raise checks.InputError(f"{place}: the data is not what it was split as: {what}")
-    return replace(index, parts={part: rows[part] for part in PARTS})
+    lines = [f"{name}: left out when the data was prepared" for name in left_out]
+    return replace(index, parts={part: rows[part] for part in PARTS}, skipped=(*index.skipped, *lines))
 
 
 def _changes(added: list[str], removed: list[str], moved: list[str], other: list[str]) -> str:

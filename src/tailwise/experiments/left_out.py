@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tailwise import checks, ranks
-from tailwise.data.index import ImageIndex
+from tailwise.data.index import ImageIndex, some_of_every_class
 from tailwise.data.long_tail import ids_hash
 from tailwise.data.readable import unreadable
 from tailwise.experiments.runs import read_json, write_json
@@ -24,7 +24,7 @@ def readable(index: ImageIndex, kept: Path) -> ImageIndex:
         kept: a folder for what is made of the data.
 
     Raises:
-        InputError: a part with no image left; a file that cannot be written or read.
+        InputError: a part, or a class to train on, with no image left; a file that cannot be written or read.
     """
     names = index.source.names
     rows = np.unique(np.concatenate(list(index.parts.values())))
@@ -51,4 +51,6 @@ def readable(index: ImageIndex, kept: Path) -> ImageIndex:
             raise checks.InputError(
                 f"{part}: expected images that can be read, got none ({next(iter(found.values()))})"
             )
+    before, after = (index.labels[some["train"]] for some in (index.parts, parts))
+    some_of_every_class(before, after, index.class_names, list(found.values()), "train")
     return replace(index, parts=parts, skipped=(*index.skipped, *found.values()))
