@@ -14,7 +14,9 @@ from tailwise.backbones import ResNet32
 from tailwise.cli import main
 from tailwise.data.benchmarks import LISTED
 from tailwise.data.listed import prepare_listed
+from tailwise.data.own import own_data
 from tailwise.data.transforms import IMAGENET, INATURALIST, CentreView, RandomView
+from tailwise.experiments import build_data as build_data_module
 from tailwise.experiments import experiment
 from tailwise.experiments.build_data import build_data, images_of
 from tailwise.experiments.frozen import as_features
@@ -169,6 +171,17 @@ def test_a_class_without_an_image_that_can_be_read_is_an_error(photos):
     (recipe,) = override(find("own/joint"), [f"data.path={photos}", *SMALL, "data.on_bad=skip", "compute.workers=0"])
     with pytest.raises(InputError, match="train: expected some of every class, got none that will do of 'emu'"):
         build_data(recipe, 0, None)
+
+
+def test_splits_beside_the_data_come_before_those_elsewhere(photos, tmp_path):
+    settings = [f"data.path={photos}", *SMALL, f"data.kept={tmp_path / 'kept'}", "compute.workers=0"]
+    (recipe,) = override(find("own/joint"), settings)
+    build_data(recipe, 0, None)
+    assert (tmp_path / "kept/tailwise-splits/test.txt").is_file()
+    assert not (photos / "tailwise-splits").exists()
+    beside = own_data(photos, seed=5)
+    build_data_module._index.cache_clear()  # as in another process
+    assert build_data(recipe, 0, None).subset_hash == beside.subset_hash
 
 
 def test_decoded_once_prediction_is_the_same(photos, tmp_path):

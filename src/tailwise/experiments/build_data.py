@@ -23,7 +23,7 @@ from tailwise.data.hugging_face import HUB
 from tailwise.data.index import ImageIndex
 from tailwise.data.listed import read_listed
 from tailwise.data.local import local_folder
-from tailwise.data.own import own_data
+from tailwise.data.own import own_data, splits_of
 from tailwise.data.splits import SPLITS
 from tailwise.data.transforms import IMAGENET, INATURALIST, CentreView
 from tailwise.experiments.frozen import as_features
@@ -150,11 +150,17 @@ def _index(settings: OnDiskSettings, data_dir: Path | None) -> tuple[ImageIndex,
         label_column=settings.label_column,
         split_column=settings.split_column,
         on_bad=settings.on_bad,
-        splits=None if settings.kept is None else Path(settings.kept) / SPLITS,
+        splits=_splits(settings.path, settings.kept),
     )
     path = Path(settings.path)
     beside = path if path.is_dir() else path.parent
     return index, index.counts("train"), None if settings.path.startswith(HUB) else beside
+
+
+def _splits(path: str, kept: str | None) -> Path | None:
+    """Where splits are stored if not beside the data: in `kept`, unless some are beside it already."""
+    beside = splits_of(path)
+    return None if kept is None or (beside is not None and beside.exists()) else Path(kept) / SPLITS
 
 
 def _named(kept: Path | None, setting: str) -> Path:

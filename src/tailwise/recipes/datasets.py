@@ -27,7 +27,8 @@ class OnDiskSettings(Settings):
 
     size: of what the network sees, H = W. resize: of the shorter side, before the centre is cut out for prediction.
     cache: side of the square that each image is decoded to once, and read from since; null decodes the file each time.
-    kept: a folder for what is made of the data, such as decoded images; null is .tailwise beside the images.
+    kept: a folder for what is made of the data, such as decoded images; null is .tailwise beside the images. Splits are
+    drawn into it, too, unless some are stored beside the images.
     on_bad: what an image that cannot be read means: an error, or to leave it out, counted and listed.
     subset_seed: of val where it is carved from train; null is the training seed.
     """
