@@ -155,7 +155,9 @@ def command(capsys, *arguments):
 
 def test_the_command_draws_and_tells(divided, capsys, tmp_path):
     (divided / "test/cat/copy.jpg").write_bytes(jpeg(3, 0))
-    code, out, err = command(capsys, divided, "--out", tmp_path / "tail.png")
+    (divided / "test/cat/x.heic").write_bytes(b"a format that is not read")
+    (divided / "val/empty").mkdir()
+    code, out, err = command(capsys, divided, "--on-bad", "skip", "--out", tmp_path / "tail.png")
     assert (code, err) == (0, "")
     assert "imbalance ratio 4.5, Gini 0.311" in out
     assert "too small to be validated and tested, 1 class (with images): owl (2)" in out
@@ -163,7 +165,10 @@ def test_the_command_draws_and_tells(divided, capsys, tmp_path):
     assert "no pairs that look alike in two splits" in out
     assert "to begin with: decoupling backbone.frozen=true" in out
     assert (tmp_path / "tail.png").read_bytes().startswith(b"\x89PNG")
-    record = json.loads(command(capsys, divided, "--json", "--no-duplicates")[1])
+    assert "passed over, no images by their ending or in no class's folder: .heic 1; 1 in all\n1 left out:\n" in out
+    record = json.loads(command(capsys, divided, "--on-bad", "skip", "--json", "--no-duplicates")[1])
+    assert record["passed_over"] == {".heic": 1, ".png": 1}  # the figure lies there, too
+    assert record["left_out"] == [f"{divided}/val/empty: expected classes that train has, too, got 'empty'"]
     assert record["duplicates"] is None
     assert record["counts"] == [9, 4, 2]
 

@@ -49,12 +49,17 @@ def every(counts=COUNTS, top=""):
 def test_a_folder_per_class(tree):
     write_image(tree / "cat/deep/er/x.PNG", 0)
     write_image(tree / ".hidden/x.jpg", 0)
+    write_image(tree / "cat/y.jfif", 0)
     (tree / "dog/notes.txt").write_text("no image")
+    (tree / "dog/one.HEIC").write_text("no format that is read")
+    (tree / "eel/two.heic").write_text("no format that is read")
+    write_image(tree / "loose.jpg", 0)
+    (tree / "README").write_text("no ending")
     index = folder_index(tree)
-    assert named(index) == every() | {"cat/deep/er/x.PNG": "cat"}
+    assert named(index) == every() | {"cat/deep/er/x.PNG": "cat", "cat/y.jfif": "cat"}
     assert index.class_names == tuple(COUNTS)
     assert index.parts == {}
-    assert index.ignored == 1
+    assert index.ignored == {".heic": 2, ".txt": 1, ".jpg": 1, "": 1}
     assert index.source.read(0) == (tree / index.source.names[0]).read_bytes()
 
 
@@ -74,6 +79,23 @@ def test_folders_of_train_and_test(tmp_path):
     folder_tree(tmp_path / "other", {"cat": 1})
     with pytest.raises(InputError, match=r"train, val and test alone, got other beside test"):
         folder_index(tmp_path)
+
+
+def test_val_and_test_are_no_classes(tmp_path):
+    folder_tree(tmp_path / "val", {"cat": 1})
+    with pytest.raises(InputError, match=r"expected train beside val, got none"):
+        folder_index(tmp_path)
+    folder_tree(tmp_path / "test", {"cat": 1})
+    with pytest.raises(InputError, match=r"expected train beside test and val, got none"):
+        folder_index(tmp_path)
+    write_image(tmp_path / "cat/x.jpg", 0)  # where there are others, a class may be called so
+    assert folder_index(tmp_path).class_names == ("cat", "test", "val")
+
+
+def test_files_loose_in_train_are_counted(tmp_path):
+    folder_tree(tmp_path / "train", COUNTS)
+    write_image(tmp_path / "train/loose.jpg", 0)
+    assert folder_index(tmp_path).ignored == {".jpg": 1}
 
 
 @pytest.mark.parametrize(

@@ -192,9 +192,15 @@ def test_the_command_says_what_it_found(tmp_path, monkeypatch, capsys):
 def test_own_data_is_prepared(tmp_path, capsys):
     folder_tree(tmp_path, {"cat": 9, "dog": 4})
     (tmp_path / "cat/002.jpg").write_bytes(jpeg(2)[:200])
-    assert command(capsys, "prepare", "own", "--data-dir", tmp_path)[0] == 0
+    (tmp_path / "cat/x.heic").write_bytes(b"a format that is not read")
+    code, out, _ = command(capsys, "prepare", "own", "--data-dir", tmp_path)
+    assert code == 0
+    assert "passed over, no images by their ending or in no class's folder: .heic 1; 1 in all\n" in out
+    record = json.loads(command(capsys, "prepare", "own", "--data-dir", tmp_path, "--json")[1])
+    assert record["passed_over"] == {".heic": 1}
     code, out, _ = command(capsys, "prepare", "own", "--data-dir", tmp_path, "--decode")
     assert code == 2
+    assert ".heic 1" in out
     assert "cat/002.jpg: not a readable image" in out
     code, out, _ = command(capsys, "prepare", "own", "--data-dir", tmp_path, "--decode", "--on-bad", "skip", "--redraw")
     assert code == 0

@@ -29,26 +29,31 @@ def audited(
 ) -> dict[str, Any]:
     """The record of `tailwise.data.audit`, of a benchmark by name, or of a user's own data at a path.
 
+    With passed_over: how many files of each ending a folder holds that are no images of a class; left_out: a line for
+    each row or image that is.
+
     Splits that are stored are used; where none are, those that would be drawn are, and nothing is written.
 
     Raises:
         InputError: neither a benchmark nor data; an option that is not of it; data that its reader refuses.
     """
+    data: LongTailedData | ImageIndex
     if name in (*IN_MEMORY, *LISTED):
         no_more({**table, "on_bad": None if on_bad == "error" else on_bad}, name, "no data of your own")
     if name in IN_MEMORY:
         data = digits_lt(0) if name == "digits-lt" else cifar_lt(int(name[5:-3]), 0, data_dir=data_dir)
-        return audit(name, _parts(data), data.class_names, compare=compare, progress=progress)
-    if name in LISTED:
-        index, _ = read_listed(name, data_dir)
+    elif name in LISTED:
+        data, _ = read_listed(name, data_dir)
     elif Path(name).exists() or name.startswith("hf:"):
         no_more({"data_dir": data_dir}, name, "data of your own")
-        index = as_divided(read_own(name, table, on_bad=on_bad), name)
+        data = as_divided(read_own(name, table, on_bad=on_bad), name)
     else:
         raise checks.InputError(
             f"data: expected a path to your own data or one of {', '.join((*LISTED, *IN_MEMORY))}, got '{name}'"
         )
-    return audit(name, _parts(index), index.class_names, compare=compare, progress=progress)
+    passed_over, left_out = (data.ignored, data.skipped) if isinstance(data, ImageIndex) else ({}, data.left_out)
+    beside = {"passed_over": dict(passed_over), "left_out": list(left_out)}
+    return audit(name, _parts(data), data.class_names, compare=compare, progress=progress) | beside
 
 
 def _parts(data: LongTailedData | ImageIndex) -> dict[str, Any]:

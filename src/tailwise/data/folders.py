@@ -1,6 +1,7 @@
 """Images in a folder per class, and which files a folder holds."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def folder_index(root: Path, *, class_names: Sequence[str] | None = None, on_bad
     """The images below a folder for each class, or below such folders in train/, val/ and test/.
 
     A class has the name of its folder; they are numbered in alphabetical order, as torchvision's ImageFolder does, or
-    by their names where these are 0, 1, ..., C-1. Hidden files and folders are passed over, and files that are no
-    images by their ending (`ignored` counts these).
+    by their names where these are 0, 1, ..., C-1. Hidden files and folders are passed over; so are files that are no
+    images by their ending or in no class's folder, which `ignored` counts.
 
     Args:
         root: holds a folder per class, or train/ and perhaps val/ (valid/, validation/) and test/ that do.
@@ -40,17 +41,18 @@ def folder_index(root: Path, *, class_names: Sequence[str] | None = None, on_bad
         on_bad: "error", or "skip" to leave out what will not do; `skipped` of the index lists it.
 
     Raises:
-        InputError: no such folder, none in it, classes beside train/; or, naming it: a class without an image, one in
-            val/ or test/ that train/ does not have, a name with control characters, a link that leads to itself.
+        InputError: no such folder, none in it, classes beside train/, val/ or test/ without it; or, naming it: a class
+            without an image, one in val/ or test/ that train/ does not have, a name with control characters, a link
+            that leads to itself.
     """
     refused = Refused(on_bad)
     if not root.is_dir():
         raise checks.InputError(f"{root}: expected a folder, got {'a file' if root.exists() else 'nothing there'}")
-    paths, texts, parts, ignored = list[str](), list[str](), list[int](), 0
-    for part, text, folder in _class_folders(root, refused):
+    paths, texts, parts, ignored = list[str](), list[str](), list[int](), Counter[str]()
+    for part, text, folder in _class_folders(root, refused, ignored):
         below = list(_files_below(root, folder, refused))
-        images = [path for path in below if os.path.splitext(path)[1].lower() in SUFFIXES]
-        ignored += len(below) - len(images)
+        images = [path for path in below if _ending(path) in SUFFIXES]
+        ignored.update(ending for path in below if (ending := _ending(path)) not in SUFFIXES)
         wrong = [path for path in images if unfit_id(path)]
         for path in wrong:
             refused(f"{root}/{folder}: got {unfit_id(path)}")
@@ -70,7 +72,9 @@ def folder_index(root: Path, *, class_names: Sequence[str] | None = None, on_bad
         refused(f"{root}: expected folders with the names of the {len(names)} classes, got {text!r}")
     kept = np.flatnonzero(labels >= 0)
     files = LooseFiles(root, string_array(paths)[kept])
-    return index_of(files, labels[kept], np.array(parts, dtype=np.int8)[kept], names, refused, ignored=ignored)
+    return index_of(
+        files, labels[kept], np.array(parts, dtype=np.int8)[kept], names, refused, ignored=dict(ignored.most_common())
+    )
 
 
 def files_there(root: Path, paths: Sequence[str]) -> NDArray[np.bool_]:
@@ -107,10 +111,19 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _class_folders(root: Path, refused: Refused) -> list[tuple[int, str, str]]:
-    """Part, class name and path below root of every folder that holds a class, train before the others."""
-    tops = _folders(root, "", refused)
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _class_folders(root: Path, refused: Refused, loose: Counter[str]) -> list[tuple[int, str, str]]:
+    """Part, class name and path below root of every folder that holds a class, train before the others.
+
+    loose: told of files beside these folders, by their endings.
+    """
+    tops = _folders(root, "", refused, loose)
     of_parts = [top for top in tops if part_number(top) is not None]
+    if tops and of_parts == tops and TRAIN not in map(part_number, tops):
+        raise checks.InputError(f"{root}: expected train beside {' and '.join(tops)}, got none")
     if TRAIN not in map(part_number, of_parts):
         classes = [(NO_PART, top, top) for top in tops]
     elif len(of_parts) < len(tops):
@@ -119,7 +132,7 @@ def _class_folders(root: Path, refused: Refused) -> list[tuple[int, str, str]]:
             f"{root}: expected a folder per class, or train, val and test alone, got {other} beside {of_parts[0]}"
         )
     else:
-        inside = [(part_number(top) or 0, top, name) for top in tops for name in _folders(root, top, refused)]
+        inside = [(part_number(top) or 0, top, name) for top in tops for name in _folders(root, top, refused, loose)]
         classes = [(part, name, f"{top}/{name}") for part, top, name in sorted(inside)]
     trained = {name for part, name, _ in classes if part in (TRAIN, NO_PART)}
     fit = []
@@ -133,8 +146,10 @@ def _class_folders(root: Path, refused: Refused) -> list[tuple[int, str, str]]:
     return fit
 
 
-def _folders(root: Path, folder: str, refused: Refused) -> list[str]:
-    return [entry.name for entry in _entries(root, folder, refused) if _leads_to_folder(root, folder, entry, refused)]
+def _folders(root: Path, folder: str, refused: Refused, loose: Counter[str]) -> list[str]:
+    entries = _entries(root, folder, refused)
+    loose.update(_ending(entry.name) for entry in entries if _is_file(entry))
+    return [entry.name for entry in entries if _leads_to_folder(root, folder, entry, refused)]
 
 
 def _entries(root: Path, folder: str, refused: Refused) -> list[os.DirEntry[str]]:

@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -39,7 +39,7 @@ class ImageIndex:
 
     source: what reads them. labels: of each of its images, in 0..C-1, int64 [N]. class_names: [C], class 0 first.
     parts: numbers of the images of each part, ascending; {} if the data is not divided. skipped: what was left out
-    under `on_bad="skip"`, a line each. ignored: files that are no images.
+    under `on_bad="skip"`, a line each. ignored: how many files were passed over, by their ending in lower case.
     """
 
     source: Source
@@ -47,7 +47,7 @@ class ImageIndex:
     class_names: tuple[str, ...]
     parts: Mapping[str, NDArray[np.int64]]
     skipped: tuple[str, ...] = ()
-    ignored: int = 0
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     def split(self, part: str, *, workers: int = 0) -> DiskSplit:
         """The images of train, val or test; InputError where the data has no such part."""
@@ -217,7 +217,7 @@ def index_of(
     refused: Refused,
     *,
     expected: NDArray[np.int64] | None = None,
-    ignored: int = 0,
+    ignored: Mapping[str, int] | None = None,
 ) -> ImageIndex:
     """The index of what a reader found and kept.
 
@@ -229,4 +229,4 @@ def index_of(
     """
     some_of_every_class([] if expected is None else expected, labels, class_names, refused.lines)
     found = {name: np.flatnonzero(parts == number) for number, name in enumerate(PARTS) if (parts == number).any()}
-    return ImageIndex(source, labels, class_names, found, tuple(refused.lines), ignored)
+    return ImageIndex(source, labels, class_names, found, tuple(refused.lines), ignored or {})

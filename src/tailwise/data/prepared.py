@@ -1,7 +1,7 @@
 """What `tailwise data prepare` found: what was compared, which files are missing or broken, what is still needed."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ class Prepared:
 
     name: of the data. checks: what was compared. needs: what is still to be downloaded. missing: files that are listed
     but not there. unreadable: a line for each that is there and will not do. skipped: what was left out because it was
-    asked for. root: what holds the images. images: how many each part has. wrote: where the splits are; None where
+    asked for. passed_over: files that are no images by their ending, or in no class's folder: how many of each ending.
+    root: what holds the images. images: how many each part has. wrote: where the splits are; None where
     there are none to write, or the data cannot be used yet.
     """
 
@@ -37,6 +38,7 @@ class Prepared:
     missing: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
     root: Path | None = None
     images: Mapping[str, int] | None = None
     wrote: Path | None = None

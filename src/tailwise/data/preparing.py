@@ -78,7 +78,7 @@ def _prepare_own(
     broken = unreadable(index.source, np.arange(len(index.labels)), decode=decode, progress=progress)
     lines = tuple(why for _, why in broken)
     if broken and on_bad == "error":
-        return Prepared("own", unreadable=lines, root=data)
+        return Prepared("own", unreadable=lines, passed_over=index.ignored, root=data)
     rows = [row for row, _ in broken]
     some_of_every_class(index.labels, np.delete(index.labels, rows), index.class_names, lines)
     left_out = [str(name) for name in index.source.names[rows]]
@@ -87,6 +87,7 @@ def _prepare_own(
         "own",
         unreadable=lines,
         skipped=(*index.skipped, *lines),
+        passed_over=index.ignored,
         root=data,
         images={part: len(rows) for part, rows in divided.parts.items()},
         wrote=place if place and place.exists() else None,

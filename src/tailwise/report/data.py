@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -42,6 +42,7 @@ def print_prepared(console: Console, record: dict[str, Any]) -> None:
         _listed(say, kind, record[kind])
     rows = record["skipped"][: len(record["skipped"]) - len(record["missing"]) - len(record["unreadable"])]
     _listed(say, "left out", rows)
+    _passed_over(say, record["passed_over"])
     for number, need in enumerate(record["needs"], 1):
         say(f"{number}. {need['what']}")
         for word, key in (("from", "page"), ("terms", "terms"), ("to", "place")):
@@ -58,6 +59,8 @@ def print_audit(console: Console, record: dict[str, Any], lines: Sequence[str] =
 
     images = ", ".join(f"{part} {number:,}" for part, number in record["images"].items())
     say(f"{record['name']}: {record['classes']:,} classes; images: {images}")
+    _passed_over(say, record["passed_over"])
+    _listed(say, "left out", record["left_out"])
     say("")
     for line in bars(record["counts"], record["class_names"]):
         say(line)
@@ -117,6 +120,16 @@ def _pair(pair: dict[str, Any]) -> str:
     (one, other), (part, other_part) = pair["ids"], pair["parts"]
     other_class = "" if pair["labels"][0] == pair["labels"][1] else ", of another class"
     return f"{one} in {part}, {other} in {other_part}{other_class}"
+
+
+def _passed_over(say: Any, endings: Mapping[str, int]) -> None:
+    if endings:
+        named = [f"{ending or 'without ending'} {number:,}" for ending, number in endings.items()]
+        more = f", and {len(named) - SHOWN:,} more endings" if len(named) > SHOWN else ""
+        say(
+            f"passed over, no images by their ending or in no class's folder: {', '.join(named[:SHOWN])}{more}; "
+            f"{sum(endings.values()):,} in all"
+        )
 
 
 def _listed(say: Any, what: str, lines: Sequence[str]) -> None:
