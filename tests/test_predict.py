@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 import tailwise
 from tailwise.checks import InputError, extra
 from tailwise.cli import main
-from tailwise.data import digits_lt
+from tailwise.data import digits_lt, folder_index
 from tailwise.data.files import grey_thumbnail, read_image
 from tailwise.deployment import predict as predicting
 
@@ -171,6 +172,27 @@ def test_what_cannot_be_read_is_named_and_the_rest_predicted(trained, pictures, 
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     assert [row["error"] for row in rows if row["error"]] == reasons
+
+
+def test_a_folder_is_walked_as_training_walks_it(trained, pictures, capsys, tmp_path):
+    folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for path in (folder / "cat/x.png", folder / ".hidden/x.png", folder / "cat/._x.png", elsewhere / "y.PNG"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures / "00.png", path)
+    (folder / "dog").symlink_to(elsewhere)
+    (folder / "gone.png").symlink_to("nowhere")
+    (folder / "cat/up").symlink_to(folder)
+    code, out, _ = run(capsys, "predict", trained, folder, "--alpha", ALPHA, "--format", "jsonl")
+    assert code == 2
+    records = {record["path"]: record.get("error") for record in jsonl(out)}
+    assert records == {
+        str(folder / "cat/up"): "a link to a folder that it lies in",
+        str(folder / "gone.png"): "expected a file, got a link to nothing there",
+        str(folder / "cat/x.png"): None,
+        str(folder / "dog/y.PNG"): None,
+    }
+    index = folder_index(folder, on_bad="skip")
+    assert {str(folder / name) for name in index.source.names} == {path for path, wrong in records.items() if not wrong}
 
 
 def test_the_output_can_be_a_file(trained, pictures, capsys, tmp_path):

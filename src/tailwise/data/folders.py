@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ def folder_index(root: Path, *, class_names: Sequence[str] | None = None, on_bad
         raise checks.InputError(f"{root}: expected a folder, got {'a file' if root.exists() else 'nothing there'}")
     paths, texts, parts, ignored = list[str](), list[str](), list[int](), Counter[str]()
     for part, text, folder in _class_folders(root, refused, ignored):
-        below = list(_files_below(root, folder, refused))
+        below = list(files_below(root, folder, refused))
         images = [path for path in below if _ending(path) in SUFFIXES]
         ignored.update(ending for path in below if (ending := _ending(path)) not in SUFFIXES)
         wrong = [path for path in images if unfit_id(path)]
@@ -152,7 +152,7 @@ def _folders(root: Path, folder: str, refused: Refused, loose: Counter[str]) -> 
     return [entry.name for entry in entries if _leads_to_folder(root, folder, entry, refused)]
 
 
-def _entries(root: Path, folder: str, refused: Refused) -> list[os.DirEntry[str]]:
+def _entries(root: Path, folder: str, refused: Callable[[str], None]) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(root / folder) as entries:
             seen = [entry for entry in entries if not entry.name.startswith(".") and not entry.name.endswith(SPLITS)]
@@ -162,7 +162,7 @@ def _entries(root: Path, folder: str, refused: Refused) -> list[os.DirEntry[str]
     return sorted(seen, key=lambda entry: entry.name)
 
 
-def _leads_to_folder(root: Path, folder: str, entry: os.DirEntry[str], refused: Refused) -> bool:
+def _leads_to_folder(root: Path, folder: str, entry: os.DirEntry[str], refused: Callable[[str], None]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
@@ -170,19 +170,27 @@ def _leads_to_folder(root: Path, folder: str, entry: os.DirEntry[str], refused: 
         return False
 
 
-def _files_below(root: Path, folder: str, refused: Refused, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Paths below root of all files in a folder and its folders; above: the real folders one has come through."""
+def files_below(root: Path, folder: str, refused: Callable[[str], None], above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Paths below root of all files in a folder and its folders, but hidden ones.
+
+    Args:
+        root: what paths start from.
+        folder: below root; "" is root itself.
+        refused: told of each link that leads nowhere, or to a folder it lies in, and each folder that cannot be read.
+        above: the real folders one has come through.
+    """
     real = os.path.realpath(root / folder)
-    if real in above or os.path.realpath(root) == real:
+    if real in above or (folder and os.path.realpath(root) == real):
         refused(f"{root / folder}: a link to a folder that it lies in")
         return
     for entry in _entries(root, folder, refused):
+        path = f"{folder}/{entry.name}" if folder else entry.name
         if _leads_to_folder(root, folder, entry, refused):
-            yield from _files_below(root, f"{folder}/{entry.name}", refused, (*above, real))
+            yield from files_below(root, path, refused, (*above, real))
         elif _is_file(entry):
-            yield f"{folder}/{entry.name}"
+            yield path
         elif not _loops(entry):  # that has been refused
-            refused(f"{root / folder / entry.name}: expected a file, got a link to nothing there")
+            refused(f"{root / path}: expected a file, got a link to nothing there")
 
 
 def _loops(entry: os.DirEntry[str]) -> bool:

@@ -1,6 +1,6 @@
 """Predictions of a trained run on new images or features, before and after adjustment."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from tailwise import checks
 from tailwise.data.arrays import read_arrays
 from tailwise.data.files import SUFFIXES, decoded, read_file, read_image
+from tailwise.data.folders import files_below
 from tailwise.data.transforms import CentreView
 from tailwise.deployment.deploy import plain_model
 from tailwise.experiments.build_data import images_of
@@ -116,7 +117,11 @@ class Pair:
 
 def _records(trained: Trained, pair: Pair, paths: Sequence[Path], failures: Failures) -> Iterator[Record]:
     shape, normalize, view = images_of(trained.recipe)
-    files = list(_files(paths))
+    refused = list[str]()
+    files = list(_files(paths, refused.append))
+    for line in refused:
+        where, _, reason = line.partition(": ")
+        yield failures.record(Path(where), checks.InputError(reason))
     for start in range(0, len(files), PREDICT_BATCH):
         some = files[start : start + PREDICT_BATCH]
         read = [_read(path, shape, normalize.scale, view) for path in some]
@@ -147,10 +152,11 @@ def _read(path: Path, shape: tuple[int, int, int], scale: float, view: CentreVie
         return error
 
 
-def _files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The paths themselves, and for a folder the images anywhere in it, by name."""
+def _files(paths: Iterable[Path], refused: Callable[[str], None]) -> Iterator[Path]:
+    """The paths themselves, and for a folder the images anywhere in it, by name, as training sees them."""
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
+        below = files_below(path, "", refused) if path.is_dir() else ()
+        inside = [path / name for name in below if Path(name).suffix.lower() in SUFFIXES]
         yield from inside or [path]
 
 
