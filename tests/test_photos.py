@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jpeg_trees import benchmark_tree, folder_tree
+from jpeg_trees import benchmark_tree, folder_tree, write_image
 from tailwise import InputError, Store
 from tailwise.backbones import ResNet32
 from tailwise.cli import main
@@ -254,6 +254,18 @@ def test_kept_features_are_of_these_images_and_carry_no_labels(photos, tmp_path)
     assert torch.equal(again.images, first.images)
     assert torch.equal(again.labels, 3 - first.labels)
     assert not torch.equal(kept(build_data(override([recipe], ["data.cache=16"])[0], 0, None)).images, first.images)
+    write_image(photos / str(data.train.ids[0]), 99)
+    changed = (kept(data).images != first.images).any(dim=1)
+    assert changed.tolist() == [True] + [False] * (len(changed) - 1)
+
+
+def test_what_cannot_be_read_is_looked_for_anew_where_files_change(photos):
+    broken = photos / "cat/000.jpg"
+    image = broken.read_bytes()
+    (recipe,) = override(find("own/joint"), [f"data.path={photos}", *SMALL, "data.on_bad=skip", "compute.workers=0"])
+    for content, left_out in ((image, 0), (image[:300], 1), (image, 0)):
+        broken.write_bytes(content)
+        assert len(build_data(recipe, 0, None).left_out) == left_out
 
 
 # ---- settings

@@ -4,6 +4,7 @@ import functools
 import gc
 import multiprocessing
 import os
+import shutil
 import sys
 import tracemalloc
 from dataclasses import dataclass, field, replace
@@ -59,6 +60,9 @@ class Counting:
 
     def where(self, row):
         return self.files.where(row)
+
+    def paths(self, rows):
+        return self.files.paths(rows)
 
 
 def split_of(source, workers=0):
@@ -265,6 +269,30 @@ def test_they_are_decoded_once(files, tmp_path):
     decode(source, np.arange(3), 20, tmp_path)  # and other images
     assert len(source.seen) == 11
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_they_are_decoded_anew_where_files_look_otherwise(tmp_path):
+    """Replaced in place, or of the same names below another folder; with all of them gone, what is there will do."""
+    names = folder_tree(tmp_path / "a", {"cat": 3})
+    folder_tree(tmp_path / "b", {"cat": 3}, first=50)
+    kept = tmp_path / "kept"
+
+    def pixels(root):
+        return image_of(decode(LooseFiles(tmp_path / root, string_array(names)), np.arange(3), 20, kept), 0, VIEW, 0)
+
+    first = pixels("a")
+    of_a = list(kept.iterdir())
+    other = pixels("b")
+    [of_b] = set(kept.iterdir()) - set(of_a)
+    assert not torch.equal(first, other)
+    (tmp_path / "a/cat/000.jpg").write_bytes((tmp_path / "b/cat/000.jpg").read_bytes())
+    assert torch.equal(pixels("a"), other)
+    shutil.rmtree(tmp_path / "b")
+    with pytest.raises(InputError, match=r"b/cat/000\.jpg: not a readable file"):
+        pixels("b")  # which of three is not known
+    for made in set(kept.iterdir()) - {of_b}:
+        shutil.rmtree(made)
+    assert torch.equal(pixels("b"), other)
 
 
 def test_a_changed_byte_is_found_and_named(files, tmp_path):

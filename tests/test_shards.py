@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
@@ -69,6 +70,7 @@ def test_shards_are_read_at_random(tmp_path, label):
     index = shard_index(tmp_path)
     assert read_back(index) == there
     assert index.parts == {}
+    assert list(index.source.paths(np.array([1, 0]))) == [str(tmp_path / "a-0.tar")]
     assert index.counts().per_class == COUNTS
     divided = own_data(tmp_path)
     assert divided.counts("test").per_class == (1, 1, 1)
@@ -252,6 +254,8 @@ def test_a_data_set_on_disk_with_splits(tmp_path):
     assert index.counts("test").per_class == (1, 1, 1)
     assert index.source.read(int(index.parts["val"][0])) == jpeg(50, 0)
     assert own_data(tmp_path / "saved").subset_hash == index.subset_hash
+    [path] = index.source.paths(index.parts["val"])
+    assert Path(path).parent == tmp_path / "saved/validation"
     loaded = DataLoader(
         index.split("val").rows.tolist(), num_workers=1, collate_fn=lambda rows: index.source.read(rows[0])
     )

@@ -1,11 +1,10 @@
 """Images decoded once, to squares of one size, and read from then on out of a memory map."""
 
 import functools
-import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tailwise import checks
+from tailwise import checks, ranks
 from tailwise.data.long_tail import ids_hash
 from tailwise.data.on_disk import DiskSplit, Source
 from tailwise.data.reading import read_batches
+from tailwise.data.stamps import kept_place
 from tailwise.data.transforms import CentreView
 
 PIXELS, CHECKSUMS = "pixels.npy", "checksums.npy"
@@ -53,6 +53,10 @@ class DecodedSource:
     def where(self, row: int) -> str:
         return f"{self.folder / PIXELS}, image {row} ({self.source.where(int(self.rows[row]))})"
 
+    def paths(self, rows: NDArray[np.int64]) -> Iterable[str]:
+        """The files of the encoded images."""
+        return self.source.paths(self.rows[rows])
+
     def pixels(self, row: int) -> NDArray[np.uint8]:
         """Image `row`, [size, size, 3].
 
@@ -79,14 +83,11 @@ def _opened(folder: Path, number: int) -> tuple[NDArray[np.uint8], NDArray[np.ui
     return pixels, checksums
 
 
-def decoded_folder(kept: Path, names: NDArray[Any], size: int) -> Path:
-    """Where images of these names are kept at this size: a folder named after both."""
-    digest = hashlib.sha256(f"{ids_hash(names)}/{size}".encode()).hexdigest()
-    return kept / f"decoded-{size}-{digest[:16]}"
-
-
 def decode(source: Source, rows: NDArray[np.int64], size: int, kept: Path, *, workers: int = 0) -> DecodedSource:
     """Images of a source, the shorter side resized to `size`, the centre cut out; decoded unless that is done already.
+
+    Called by every process that trains; the first one decodes. What is there is of the same ids and of files that look
+    the same (`kept_place`).
 
     A prediction that resizes to `size` sees the same pixels as from the files; a random part is one of the square, not
     of the whole image.
@@ -101,10 +102,12 @@ def decode(source: Source, rows: NDArray[np.int64], size: int, kept: Path, *, wo
     Raises:
         InputError: an image that cannot be read; no room, or a folder that cannot be written. Nothing is left then.
     """
-    folder = decoded_folder(kept, np.asarray(source.names[rows]), size)
-    if not folder.exists():
+    name = f"decoded-{size}-{ids_hash(np.asarray(source.names[rows]))[:16]}"
+    folder = ranks.agree(kept_place(kept, name, source, rows))
+    if ranks.is_main() and not folder.exists():
         with _appearing(folder, 3 * size * size * len(rows)) as partial:
             _write(source, rows, size, partial, workers)
+    ranks.wait()
     made = DecodedSource(source, rows, folder)
     _opened(folder, len(rows))
     return made

@@ -50,6 +50,10 @@ class DatasetRows:
     def where(self, row: int) -> str:
         return f"data set row {self.names[row]}"
 
+    def paths(self, rows: NDArray[np.int64]) -> list[str]:
+        used = np.unique(self.table[rows]).tolist()
+        return [file["filename"] for number in used for file in self.tables[number].cache_files]
+
 
 def dataset_index(
     data: Any,

@@ -1,6 +1,7 @@
 """Images that lie on disk: where each one is, and the split that names them. `reading` makes batches of them."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -35,6 +36,9 @@ class Source(Protocol):
     def where(self, row: int) -> str:
         """What a message calls it: a file, a shard and its member."""
 
+    def paths(self, rows: NDArray[np.int64]) -> Iterable[str]:
+        """The files that these images lie in; where these change, so do images."""
+
 
 @runtime_checkable
 class Pixels(Protocol):
@@ -65,6 +69,10 @@ class LooseFiles:
 
     def where(self, row: int) -> str:
         return str(self.root / self.names[row])
+
+    def paths(self, rows: NDArray[np.int64]) -> Iterator[str]:
+        root = str(self.root)
+        return (os.path.join(root, name) for name in self.names[rows].tolist())
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ from tailwise.data.index import (
     unfit_id,
 )
 from tailwise.data.on_disk import string_array
+from tailwise.data.stamps import stamps
 
 LABELS = frozenset({".cls", ".json"})
 KEPT = "tailwise-shards.npz"
@@ -60,6 +61,9 @@ class ShardMembers:
 
     def where(self, row: int) -> str:
         return f"{self.root}/{self.names[row]}"
+
+    def paths(self, rows: NDArray[np.int64]) -> list[str]:
+        return [str(self.root / self.shards[number]) for number in np.unique(self.shard[rows]).tolist()]
 
 
 def shard_index(path: Path, *, class_names: Sequence[str] | None = None, on_bad: OnBad = "error") -> ImageIndex:
@@ -190,8 +194,7 @@ def _label(member: tarfile.TarInfo, file: io.BufferedReader) -> str:
 
 
 def _stamps(root: Path, shards: Sequence[str]) -> list[str]:
-    states = [(shard, (root / shard).stat()) for shard in shards]
-    return [f"{shard} {state.st_size} {state.st_mtime_ns}" for shard, state in states]
+    return [f"{shard} {stamp}" for shard, stamp in zip(shards, stamps(root / shard for shard in shards), strict=True)]
 
 
 def _keep(root: Path, shards: Sequence[str], found: _Found) -> None:

@@ -114,11 +114,7 @@ def _on_disk(recipe: Recipe, settings: OnDiskSettings, data_dir: Path | None) ->
     train, test = splits["train"], splits["test"]
     subset_hash = ids_hash(train.ids, test.ids)
     if settings.cache is not None:
-        place = _named(kept, "cache")
-        if ranks.is_main():
-            decoded_splits(splits, settings.cache, place)
-        ranks.wait()
-        splits = decoded_splits(splits, settings.cache, place)
+        splits = decoded_splits(splits, settings.cache, _named(kept, "cache"))
     data = LongTailedData(
         name=settings.name,
         train=splits["train"],

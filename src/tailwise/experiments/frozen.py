@@ -13,6 +13,7 @@ from torch import Tensor
 from tailwise import checks, ranks
 from tailwise.data import DiskSplit, LongTailedData, Split, ids_hash
 from tailwise.data.decoded import DecodedSource
+from tailwise.data.stamps import kept_place
 from tailwise.evaluate import NoClassifier, Store
 from tailwise.experiments.stores import predict_split
 from tailwise.recipes.build_backbone import build_backbone
@@ -61,7 +62,7 @@ def features(
         seen = (repr(data.view), repr(data.normalize), repr(_decoded_at(split)), ids_hash(split.ids))
         key = "|".join((weights, *seen))
         digest = hashlib.sha256(key.encode()).hexdigest()
-        folder = None if kept is None else kept / f"features-{digest[:16]}"
+        folder = None if kept is None else ranks.agree(_place(kept, f"features-{digest[:16]}", split))
         there = ranks.agree(folder is not None and folder.is_dir())
         if not there:
             model = model or Recognizer(make(), NoClassifier())
@@ -94,6 +95,10 @@ def _weights(backbone: BackboneSettings) -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return f"{backbone.name}|{', '.join(libraries)}"
+
+
+def _place(kept: Path, name: str, split: Split | DiskSplit) -> Path:
+    return kept_place(kept, name, split.source, split.rows) if isinstance(split, DiskSplit) else kept / name
 
 
 def _decoded_at(split: Split | DiskSplit) -> int | None:

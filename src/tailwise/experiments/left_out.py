@@ -9,15 +9,15 @@ from tailwise import checks, ranks
 from tailwise.data.index import ImageIndex, some_of_every_class
 from tailwise.data.long_tail import ids_hash
 from tailwise.data.readable import unreadable
+from tailwise.data.stamps import kept_place
 from tailwise.experiments.runs import read_json, write_json
 
 
 def readable(index: ImageIndex, kept: Path) -> ImageIndex:
     """The index without the images that cannot be decoded, which its `skipped` names.
 
-    Every image is decoded once. What is found is written to a file in `kept` and taken from there afterwards, so that
-    all seeds and all commands see the same data; remove the file to have them looked at again. Counts are of what is
-    left.
+    Every image is decoded once. What is found is written to a file in `kept` and taken from there as long as no image's
+    file changes, so that all seeds and all commands see the same data. Counts are of what is left.
 
     Args:
         index: as its reader made it.
@@ -28,7 +28,8 @@ def readable(index: ImageIndex, kept: Path) -> ImageIndex:
     """
     names = index.source.names
     rows = np.unique(np.concatenate(list(index.parts.values())))
-    path = kept / f"unreadable-{ids_hash(names[rows])[:16]}.json"
+    name = f"unreadable-{ids_hash(names[rows])[:16]}"
+    path = ranks.agree(kept_place(kept, name, index.source, rows, ".json"))
     if ranks.is_main() and not path.exists():
         found = {str(names[row]): why for row, why in unreadable(index.source, rows, decode=True)}
         try:
