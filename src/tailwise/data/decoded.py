@@ -103,7 +103,7 @@ def decode(source: Source, rows: NDArray[np.int64], size: int, kept: Path, *, wo
         InputError: an image that cannot be read; no room, or a folder that cannot be written. Nothing is left then.
     """
     name = f"decoded-{size}-{ids_hash(np.asarray(source.names[rows]))[:16]}"
-    folder = ranks.agree(kept_place(kept, name, source, rows))
+    folder = kept_place(kept, name, source, rows)
     if ranks.is_main() and not folder.exists():
         with _appearing(folder, 3 * size * size * len(rows)) as partial:
             _write(source, rows, size, partial, workers)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tailwise import ranks
 from tailwise.data.on_disk import Source
 
 GONE = "gone"
@@ -31,7 +32,8 @@ def stamps(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
 def kept_place(kept: Path, name: str, source: Source, rows: NDArray[np.int64], ending: str = "") -> Path:
     """Where what is made of some images is kept, a file or folder called after what their files look like.
 
-    Where all of them are gone, it is what was made while they were there, if that is one alone.
+    Where all of them are gone, it is what was made while they were there, if that is one alone. Called by every process
+    that trains; the first one looks at the files for all.
 
     Args:
         kept: a folder for what is made of the data.
@@ -39,8 +41,12 @@ def kept_place(kept: Path, name: str, source: Source, rows: NDArray[np.int64], e
         source, rows: the images.
         ending: of the place.
     """
+    return ranks.agree(_looked_up(kept, name, source.paths(rows), ending) if ranks.is_main() else kept)
+
+
+def _looked_up(kept: Path, name: str, paths: Iterable[str], ending: str) -> Path:
     digest, there, files = hashlib.sha256(), 0, 0
-    for stamp in stamps(source.paths(rows)):
+    for stamp in stamps(paths):
         digest.update(f"{stamp}\n".encode())
         files += 1
         there += stamp != GONE

@@ -62,7 +62,7 @@ def features(
         seen = (repr(data.view), repr(data.normalize), repr(_decoded_at(split)), ids_hash(split.ids))
         key = "|".join((weights, *seen))
         digest = hashlib.sha256(key.encode()).hexdigest()
-        folder = None if kept is None else ranks.agree(_place(kept, f"features-{digest[:16]}", split))
+        folder = None if kept is None else _place(kept, f"features-{digest[:16]}", split)
         there = ranks.agree(folder is not None and folder.is_dir())
         if not there:
             model = model or Recognizer(make(), NoClassifier())

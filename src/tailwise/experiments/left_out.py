@@ -29,7 +29,7 @@ def readable(index: ImageIndex, kept: Path) -> ImageIndex:
     names = index.source.names
     rows = np.unique(np.concatenate(list(index.parts.values())))
     name = f"unreadable-{ids_hash(names[rows])[:16]}"
-    path = ranks.agree(kept_place(kept, name, index.source, rows, ".json"))
+    path = kept_place(kept, name, index.source, rows, ".json")
     if ranks.is_main() and not path.exists():
         found = {str(names[row]): why for row, why in unreadable(index.source, rows, decode=True)}
         try:
