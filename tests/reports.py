@@ -14,5 +14,13 @@ def call(*arguments):
     assert not stopped.value.code
 
 
+def run(capsys, *arguments):
+    """(exit code, standard output, standard error) of the command, in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return stopped.value.code or 0, out, err
+
+
 def source_of(folder):
     return Source(open_run(folder), lambda seed: measure.open_trained(seed, None))

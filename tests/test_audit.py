@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jpeg_trees import benchmark_tree, folder_tree, jpeg
+from reports import run
 from tailwise.checks import InputError
-from tailwise.cli import main
 from tailwise.counts import ClassCounts
 from tailwise.data import digits_lt
 from tailwise.data.auditing import audit, gini, suits
@@ -147,10 +147,7 @@ def test_bars_of_many_classes_are_of_ranges():
 
 
 def command(capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main(["data", "audit", *map(str, arguments)])
-    printed = capsys.readouterr()
-    return stopped.value.code, printed.out, printed.err
+    return run(capsys, "data", "audit", *arguments)
 
 
 def test_the_command_draws_and_tells(divided, capsys, tmp_path):

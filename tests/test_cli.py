@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from tailwise.cli import main
+from reports import run
 from tailwise.recipes.catalog import RECIPES, SUITES
 from tailwise.recipes.detection_catalog import DETECTION_RECIPES, DETECTION_SUITES
 from tailwise.recipes.overrides import override
@@ -19,14 +19,6 @@ ROWS = [
     "linear", "joint", "ncm", "tau-norm", "crt", "lws",
     "cosine", "cosine-tde", "capsule", "capsule-tde", "de-confound", "tde",
 ]  # fmt: skip
-
-
-def run(capsys, *arguments):
-    """(exit code, standard output, standard error) of the command, in this process."""
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    out, err = capsys.readouterr()
-    return stopped.value.code or 0, out, err
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from causal_oracles import unchecked
+from reports import run
 from tailwise.checks import InputError
-from tailwise.cli import main
 from tailwise.counts import ClassCounts
 from tailwise.data import benchmarks
 from tailwise.data.preparing import prepare
@@ -52,14 +52,6 @@ TINY = [
     "detector.sizes.mask_width=4",
     "inference.per_image=20",
 ]
-
-
-def run(capsys, *arguments):
-    """(exit code, standard output, standard error) of the command, in this process."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    return stopped.value.code or 0, out, err
 
 
 @pytest.fixture(scope="module")

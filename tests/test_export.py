@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import tailwise
+from reports import call, run
 from tailwise import export
 from tailwise.checks import InputError, extra
-from tailwise.cli import main
 from tailwise.data import digits_lt
 from tailwise.deployment.deployed import DeployedModel
 from tailwise.experiments import measure, runs
@@ -27,25 +27,11 @@ from tailwise.recipes.catalog import RECIPES
 ALPHA = 1.5
 
 
-def run(capsys, *arguments):
-    """(exit code, standard output, standard error) of the command, in this process."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    return stopped.value.code or 0, out, err
-
-
-def quietly(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    assert stopped.value.code == 0
-
-
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory):
     """A short run of two seeds with a causal classifier."""
     folder = tmp_path_factory.mktemp("export") / "causal"
-    quietly("train", "digits-lt/tde", "stages.0.epochs=3", "--seeds", 2, "--out", folder, "--json")
+    call("train", "digits-lt/tde", "stages.0.epochs=3", "--seeds", 2, "--out", folder, "--json")
     return folder
 
 
@@ -53,9 +39,9 @@ def causal(tmp_path_factory):
 def linear(tmp_path_factory):
     """A short run with a linear classifier, an MLP and a fine-tuned model beside it."""
     folder = tmp_path_factory.mktemp("export") / "linear"
-    quietly("train", "digits-lt/linear", "stages.0.epochs=3", "--seeds", 1, "--out", folder, "--json")
+    call("train", "digits-lt/linear", "stages.0.epochs=3", "--seeds", 1, "--out", folder, "--json")
     for method in ("crt-mlp", "fine-tune"):
-        quietly("adjust", folder, f"second.{method}.stage.epochs=1", "--method", method, "--json")
+        call("adjust", folder, f"second.{method}.stage.epochs=1", "--method", method, "--json")
     return folder
 
 
@@ -97,7 +83,7 @@ def exported(causal, tmp_path_factory):
     for form in ("onnx", "torch-export"):
         out, said = tmp_path_factory.mktemp("exported") / "out", io.StringIO()
         with contextlib.redirect_stdout(said):
-            quietly("export", causal, "--alpha", ALPHA, "--format", form, "--out", out)
+            call("export", causal, "--alpha", ALPHA, "--format", form, "--out", out)
         done[form] = out, said.getvalue()
     jaxtyping.config.update("jaxtyping_disable", False)
     return done

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from jpeg_trees import benchmark_tree, folder_tree, write_image
+from reports import run
 from tailwise import InputError, Store
 from tailwise.backbones import ResNet32
-from tailwise.cli import main
 from tailwise.data.benchmarks import LISTED
 from tailwise.data.listed import prepare_listed
 from tailwise.data.own import own_data
@@ -33,14 +33,6 @@ from tailwise.train import load_checkpoint
 SMALL = ["backbone=resnet32", "backbone.pretrained=false", "data.size=16", "data.resize=18", "compute.threads=1"]
 SHORT = [*SMALL, "stages.0.epochs=1", "stages.0.batch_size=8"]
 OWN = {"cat": 24, "dog": 10, "emu": 5, "fox": 3}
-
-
-def run(capsys, *arguments):
-    """(exit code, standard output, standard error) of the command, in this process."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    return stopped.value.code or 0, out, err
 
 
 @pytest.fixture

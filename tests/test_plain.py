@@ -12,11 +12,11 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
 import tailwise
+from reports import run
 from tailwise import InputError
 from tailwise.adjust import fit_crt, fit_lws, fit_ncm, fold_mean_direction, fold_tau_norm, learn_linear
 from tailwise.own_features import METHODS, adjust_plain, read_plain
 from tailwise.train import load_checkpoint
-from test_cli import run
 
 COUNTS = (120, 40, 12, 6)
 

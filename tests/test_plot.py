@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from reports import run
 from tailwise.checks import extra
 from tailwise.cli import main
 from tailwise.cli.plot import FIGURES as IN_HELP
@@ -22,10 +23,7 @@ def digits(tmp_path_factory):
 
 
 def plot(capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main(["plot", *map(str, arguments)])
-    out, err = capsys.readouterr()
-    return stopped.value.code or 0, out, err
+    return run(capsys, "plot", *arguments)
 
 
 def test_help_lists_every_figure():

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import tailwise
+from reports import run
 from tailwise.checks import InputError, extra
 from tailwise.cli import main
 from tailwise.data import digits_lt, folder_index
@@ -23,14 +24,6 @@ from tailwise.deployment import predict as predicting
 
 ALPHA = 1.5
 ROOT = Path(__file__).parents[1]
-
-
-def run(capsys, *arguments):
-    """(exit code, standard output, standard error) of the command, in this process."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    return stopped.value.code or 0, out, err
 
 
 @pytest.fixture(scope="module")

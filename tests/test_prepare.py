@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jpeg_trees import TRAIN, benchmark_tree, folder_tree, jpeg, write_image
+from reports import run
 from tailwise.checks import InputError
-from tailwise.cli import main
 from tailwise.counts import ClassCounts
 from tailwise.data import benchmarks
 from tailwise.data.benchmarks import CIFAR, LISTED, LVIS
@@ -157,10 +157,7 @@ def test_annotations_that_will_not_do(tmp_path, content, message):
 
 
 def command(capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main(["data", *map(str, arguments)])
-    printed = capsys.readouterr()
-    return stopped.value.code, printed.out, printed.err
+    return run(capsys, "data", *arguments)
 
 
 def test_the_command_says_what_it_found(tmp_path, monkeypatch, capsys):
@@ -289,7 +286,7 @@ def test_cifar_is_downloaded_by_torchvision_and_a_failure_is_said(tmp_path, monk
 
 def test_what_downloads_cifar_is_in_the_extra_that_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.datasets.utils", None)
-    with pytest.raises(InputError, match=r"needs torchvision; .*'tailwise\[vision\]'"):
+    with pytest.raises(InputError, match=r"needs torchvision; .*--extra vision, or pip install -e '.\[vision\]'"):
         prepare("cifar10", tmp_path / "new")
 
 

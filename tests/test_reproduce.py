@@ -10,9 +10,9 @@ from rich.console import Console
 
 import claims
 from jpeg_trees import TRAIN, benchmark_tree
+from reports import run
 from tailwise import InputError
 from tailwise.adjust import tde
-from tailwise.cli import main
 from tailwise.data.listed import prepare_listed
 from tailwise.evaluate import Store
 from tailwise.experiments import measure, runs
@@ -30,14 +30,6 @@ from tailwise.reproduction.plan import Request
 from tailwise.reproduction.targets import TABLES
 
 SHORT = ["stages.0.epochs=1", "second.crt.stage.epochs=1", "second.lws.stage.epochs=1", "compute.threads=1"]
-
-
-def command(capsys, *arguments):
-    """(exit code, standard output, standard error)."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    return stopped.value.code or 0, out, err
 
 
 # ---- end to end, on a table of digits
@@ -135,7 +127,7 @@ def test_it_trains_what_rows_share_once(out):
 
 def test_what_is_there_is_not_trained_again(out, capsys):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    code, text, err = command(capsys, "reproduce", "kang-1", "--rows", "joint", "--rows", "C", "--out", out)
+    code, text, err = run(capsys, "reproduce", "kang-1", "--rows", "joint", "--rows", "C", "--out", out)
     assert (code, err) == (0, "")
     assert "nothing left to do" in text
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
@@ -144,9 +136,7 @@ def test_what_is_there_is_not_trained_again(out, capsys):
 
 
 def test_a_dry_run_writes_nothing(table, tmp_path, capsys):
-    code, text, _ = command(
-        capsys, "reproduce", "kang-1", "--dry-run", "--out", tmp_path / "new", "--seeds", "2", "--json"
-    )
+    code, text, _ = run(capsys, "reproduce", "kang-1", "--dry-run", "--out", tmp_path / "new", "--seeds", "2", "--json")
     printed = json.loads(text)
     assert code == 0
     assert not (tmp_path / "new").exists()
@@ -158,7 +148,7 @@ def test_a_dry_run_writes_nothing(table, tmp_path, capsys):
     assert shared["epochs"] == 1 + 1 + 2  # joint, crt, fine-tuning; not lws, which no row is
     assert shared["seconds"] > 0
     assert shared["estimated_from"] == "steps"
-    code, text, _ = command(capsys, "reproduce", "kang-1", "--dry-run", "--out", tmp_path / "new", "--rows", "tde")
+    code, text, _ = run(capsys, "reproduce", "kang-1", "--dry-run", "--out", tmp_path / "new", "--rows", "tde")
     assert "1 run on subset seed 0; left: 3 seeds, about" in text
     assert "timed steps" in text
 
@@ -176,7 +166,7 @@ def test_rows_of_later_tables_are_made_from_the_run(out, tmp_path, capsys):
     shutil.copytree(out, folder)
     shutil.rmtree(folder / "digits-lt/decoupling-subset-seed-0-paper/seed-1")
     rows = ["--rows", "fine-tune-last-block", "--rows", "tde"]
-    code, text, _ = command(capsys, "reproduce", "kang-1", *rows, "--out", folder, "--seeds", "1", "--json")
+    code, text, _ = run(capsys, "reproduce", "kang-1", *rows, "--out", folder, "--seeds", "1", "--json")
     record = json.loads(text)
     assert code == 0
     lines = {(line["method"], line["metric"]): line for line in record["lines"]}
@@ -187,7 +177,7 @@ def test_rows_of_later_tables_are_made_from_the_run(out, tmp_path, capsys):
     assert lines["tde", "all"]["ours"]["paper"]["values"] == [expected["all"]]
     assert lines["tde", "all"]["alpha"] == 0.5
     assert lines["joint", "all"]["verdict"] == "2 runs"
-    table = command(capsys, "reproduce", "kang-1", *rows, "--out", folder, "--seeds", "1")[1]
+    table = run(capsys, "reproduce", "kang-1", *rows, "--out", folder, "--seeds", "1")[1]
     assert "single run" in table
     assert "Joint" not in table  # which was not asked for
 
@@ -266,7 +256,7 @@ def test_other_protocols_stand_beside(out, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(out, folder)
     arguments = ["kang-1", "--rows", "joint", "--out", folder, "--seeds", "1", "--protocol", "clean"]
-    code, text, _ = command(capsys, "reproduce", *arguments)
+    code, text, _ = run(capsys, "reproduce", *arguments)
     assert code == 0
     rows = [line.split() for line in text.splitlines()]
     clean = next(row for row in rows if row[:2] == ["under", "clean"])
@@ -412,7 +402,7 @@ def test_table_3_on_a_miniature_of_cifar(tmp_path, monkeypatch, capsys):
     settings = ["stages.0.epochs=1", "stages.0.batch_size=16", "compute.threads=1"]
     rows = ["--rows", "cifar10-lt-10/tde", "--rows", "cifar100-lt-10/tde", "--seeds", "1"]
     where = ["--data-dir", tmp_path, "--out", tmp_path / "runs"]
-    code, text, _ = command(capsys, "reproduce", "tang-3", *settings, *rows, *where, "--json")
+    code, text, _ = run(capsys, "reproduce", "tang-3", *settings, *rows, *where, "--json")
     record = json.loads(text)
     assert code == 0
     lines = {f"{line['section']}/{line['method']}": line for line in record["lines"]}
@@ -440,7 +430,7 @@ def test_tables_of_photographs_on_a_miniature(table, row, name, methods, tmp_pat
     short = ["stages.0.epochs=1", "stages.0.batch_size=8", "compute.threads=1", "compute.workers=0"]
     short += [f"second.crt.stage.{setting}" for setting in ("epochs=1", "batch_size=8")] if table == "kang-3" else []
     arguments = [table, *small, *short, "--rows", row, "--seeds", "1", "--json"]
-    code, text, err = command(capsys, "reproduce", *arguments, "--data-dir", tmp_path, "--out", tmp_path / "runs")
+    code, text, err = run(capsys, "reproduce", *arguments, "--data-dir", tmp_path, "--out", tmp_path / "runs")
     assert code == 0, err
     record = json.loads(text)
     lines = [line for line in record["lines"] if line["asked"] and line["metric"] == "all"]
@@ -456,20 +446,20 @@ def test_tables_of_photographs_on_a_miniature(table, row, name, methods, tmp_pat
 
 
 def test_the_command_lists_and_corrects(capsys):
-    code, text, _ = command(capsys, "reproduce")
+    code, text, _ = run(capsys, "reproduce")
     assert code == 0
     assert [line.split()[0] for line in text.splitlines()] == list(TABLES)
-    assert command(capsys, "reproduce", "tang3")[::2] == (
+    assert run(capsys, "reproduce", "tang3")[::2] == (
         2,
         "tailwise: table: unknown value 'tang3'; did you mean 'tang-3'?\n",
     )
-    assert command(capsys, "reproduce", "tang-3", "--budget", "45")[0] == 2
-    assert "got 0" in command(capsys, "reproduce", "tang-3", "--seeds", "0")[2]
-    assert "--rows ROW " in command(capsys, "reproduce", "--help")[1]  # one each time
+    assert run(capsys, "reproduce", "tang-3", "--budget", "45")[0] == 2
+    assert "got 0" in run(capsys, "reproduce", "tang-3", "--seeds", "0")[2]
+    assert "--rows ROW " in run(capsys, "reproduce", "--help")[1]  # one each time
 
 
 def test_a_table_of_which_nothing_can_be_run(tmp_path, capsys):
-    code, text, _ = command(capsys, "reproduce", "kang-4", "--out", tmp_path)
+    code, text, _ = run(capsys, "reproduce", "kang-4", "--out", tmp_path)
     assert code == 0
     assert "5 runs on subset seed 0; nothing left that can be run on" in text
     assert "  focal              0 of 3 trained      30     -  -" in text

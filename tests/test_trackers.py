@@ -8,9 +8,9 @@ import types
 
 import pytest
 
+from reports import run
 from tailwise import InputError
 from tailwise.checks import extra
-from tailwise.cli import main
 from tailwise.experiments import experiment, runs
 from tailwise.experiments.watch import Silent, Together
 from tailwise.recipes.catalog import find
@@ -344,9 +344,8 @@ def test_what_the_terminal_shows_may_fail_loudly(tmp_path, wandb):
 
 
 def command(capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return stopped.value.code or 0, capsys.readouterr().err
+    code, _, err = run(capsys, *arguments)
+    return code, err
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])

@@ -100,7 +100,7 @@ def _samples(features: Path, labels: Path, shape: tuple[int, ...]) -> tuple[Tens
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
 
 
-def adjust_plain(model: PlainModel, method: str, *, strength: float | None = None, seed: int = 0) -> Result:
+def adjust_plain(model: PlainModel, method: str, *, strength: float | None = None) -> Result:
     """Adjust a plain model's last layer.
 
     "la" subtracts strength (1) times log prior; "tau-norm" has strength for its power (None: learned); "lws", "crt" and
@@ -115,24 +115,22 @@ def adjust_plain(model: PlainModel, method: str, *, strength: float | None = Non
     if strength is not None and method not in ("la", "tau-norm", "tde"):
         raise checks.InputError(f"strength: expected method la, tau-norm or tde, got {method}")
     if method != "auto":
-        return _adjusted(model, method, model.features, model.labels, strength, seed)
+        return _adjusted(model, method, model.features, model.labels, strength)
 
     def fit(x: Tensor, y: Tensor) -> torch.nn.Module:
-        return torch.nn.ModuleList(_adjusted(model, m, x, y, None, seed).classifier for m in METHODS)
+        return torch.nn.ModuleList(_adjusted(model, m, x, y, None).classifier for m in METHODS)
 
     def predict(classifiers: Any, x: Tensor) -> NDArray[np.int64]:
         return np.stack([classifier(x).argmax(dim=1).numpy() for classifier in classifiers])
 
     if model.val is None:
         chosen_on, truth = f"{FOLDS} folds of the features, cross-fitted", model.labels.numpy()
-        predicted = cross_fitted_predictions(
-            model.features, model.labels, model.num_classes, fit, predict, folds=FOLDS, seed=seed
-        )
+        predicted = cross_fitted_predictions(model.features, model.labels, model.num_classes, fit, predict, folds=FOLDS)
     else:
         chosen_on, truth = f"{len(model.val[1])} validation features", model.val[1].numpy()
         predicted = predict(fit(model.features, model.labels), model.val[0])
-    best, scores = choose_method(METHODS, predicted, truth, seed=seed)
-    result = _adjusted(model, best, model.features, model.labels, None, seed)
+    best, scores = choose_method(METHODS, predicted, truth)
+    result = _adjusted(model, best, model.features, model.labels, None)
     told = {
         name: {"score": chosen.score, "interval": list(chosen.score_interval or ())} for name, chosen in scores.items()
     }
@@ -149,7 +147,7 @@ def write_plain(result: Result, path: Path) -> None:
     save_checkpoint(path, result.classifier.state_dict(), about)
 
 
-def _adjusted(model: PlainModel, method: str, x: Tensor, y: Tensor, strength: float | None, seed: int) -> Result:
+def _adjusted(model: PlainModel, method: str, x: Tensor, y: Tensor, strength: float | None) -> Result:
     linear, counts = model.classifier, ClassCounts.of_labels(y.numpy(), model.num_classes)
     if method == "la":
         strength = 1.0 if strength is None else strength
@@ -162,9 +160,9 @@ def _adjusted(model: PlainModel, method: str, x: Tensor, y: Tensor, strength: fl
         why = {} if alpha or strength is not None else {"why": "features lie around 0: no direction to remove"}
         return Result(method, folded, {"alpha": alpha, "heuristic": True, **why})
     if method == "lws":
-        return Result(method, fit_lws(x, y, linear, seed=seed))
+        return Result(method, fit_lws(x, y, linear))
     if method == "crt":
-        return Result(method, fit_crt(x, y, model.num_classes, seed=seed))
+        return Result(method, fit_crt(x, y, model.num_classes))
     if method == "ncm":
         return Result(method, fit_ncm(x, y, model.num_classes))
     return Result(method, fold_linear(linear))
