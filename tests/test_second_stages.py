@@ -256,6 +256,17 @@ def test_images_of_another_subset_are_refused(trained):
         wrong.adjust("crt")
 
 
+def test_other_labels_of_the_same_images_are_refused(trained):
+    """Unless the checkpoint is of before it had a hash of them."""
+    data = build_data(trained.recipe, trained.seed, None)
+    relabelled = dataclasses.replace(data, val=dataclasses.replace(data.val, labels=data.val.labels.flip(0)))
+    wrong = dataclasses.replace(trained, find_data=lambda: relabelled)
+    with pytest.raises(InputError, match=r"expected the labels that .* got others of the same images"):
+        wrong.data  # noqa: B018
+    about = {key: value for key, value in trained.about.items() if key != "data_hash"}
+    assert dataclasses.replace(wrong, about=about).data is relabelled
+
+
 def test_clean_keeps_the_best_epoch_of_a_second_stage(run):
     for seed in run.seeds:
         log = [json.loads(line) for line in (seed.path / runs.LOG).read_text().splitlines()]

@@ -84,6 +84,12 @@ class Trained:
                 f"(subset {self.about['subset_hash'][:12]}), got {data.counts.num_classes} classes of subset "
                 f"{data.subset_hash[:12]}"
             )
+        found = data.data_hash
+        if (before := self.about.get("data_hash", found)) != found:  # checkpoints have not always held one
+            raise checks.InputError(
+                f"data: expected the labels that {self.folder} was trained and validated with (data {before[:12]}), "
+                f"got others of the same images (data {found[:12]})"
+            )
         return data
 
     @cached_property
