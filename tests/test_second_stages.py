@@ -314,14 +314,14 @@ def test_a_second_stage_that_will_not_do_is_refused_before_the_first(tmp_path):
 def without_class(trained, c):
     """The trained run, as if class c had had no training image: its record and its train store say so."""
     counts = [0 if i == c else n for i, n in enumerate(trained.about["counts"])]
-    twin = dataclasses.replace(trained, about={**trained.about, "counts": counts})
     train = trained.stores.train()
     rows = np.flatnonzero(train.labels != c)
     arrays = {name: np.array(getattr(train, name))[rows] for name in ("features", "logits", "labels", "ids")}
-    twin.stores.read["train"] = dataclasses.replace(train, **arrays)
     split = trained.data.train.take(np.flatnonzero(trained.data.train.labels.numpy() != c))
     data = dataclasses.replace(trained.data, train=split, counts=ClassCounts(tuple(counts)))
-    object.__setattr__(twin, "find_data", lambda: data)
+    about = {**trained.about, "counts": counts, "data_hash": data.data_hash}
+    twin = dataclasses.replace(trained, about=about, find_data=lambda: data)
+    twin.stores.read["train"] = dataclasses.replace(train, **arrays)
     return twin
 
 

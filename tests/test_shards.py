@@ -167,6 +167,7 @@ def test_shards_that_will_not_do(tmp_path):
 # ---- streaming
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than a small machine has
 def test_streamed_shards_have_an_order_of_each_epoch(tmp_path):
     names = [f"a-{i}.tar" for i in range(4)]
     there = write_shards(tmp_path, names)
