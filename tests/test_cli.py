@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -411,17 +410,20 @@ def test_bad_questions_to_a_run(capsys, suite, monkeypatch, arguments):
 
 
 def test_help_is_quick_and_needs_no_torch():
-    """Under a second: the best of three, in fresh processes on a busy machine."""
+    """Under a second of the processor, which other work on the machine hardly changes; the best of three."""
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", "tailwise", "--help"], capture_output=True, text=True
         )
-        seconds.append(time.perf_counter() - start)
+        after = os.times()
+        seconds.append(sum(getattr(after, of) - getattr(before, of) for of in ("children_user", "children_system")))
         assert done.returncode == 0
         assert "train" in done.stdout
         assert not re.search(r"\| *torch$", done.stderr, flags=re.M)
+        if seconds[-1] < 1:
+            break
     assert min(seconds) < 1, seconds
 
 
