@@ -200,12 +200,16 @@ def asked(taken, data_dir):
     opened = {kind: [measure.open_trained(seed, data_dir) for seed in run.seeds] for kind, run in taken.items()}
     causal, balanced, linear = (opened.get(kind) for kind in ("causal", "balanced", "instance"))
     by_sampler = {kind: opened[kind] for kind in EVERY_SAMPLER if kind in opened}
+    found = {
+        "alpha": (claim_alpha(causal) if causal else None, [causal]),
+        "head-cosine": (claim_cosine(causal, balanced) if causal else None, [causal, balanced]),
+        "weight-norms": (claim_norms(linear) if linear else None, [linear]),
+        "samplers": (claim_samplers(by_sampler) if len(by_sampler) > 1 else None, by_sampler.values()),
+        "gain": (claim_gain(causal, linear) if causal else None, [causal, linear]),
+    }
     return {
-        "alpha": claim_alpha(causal) if causal else None,
-        "head-cosine": claim_cosine(causal, balanced) if causal else None,
-        "weight-norms": claim_norms(linear) if linear else None,
-        "samplers": claim_samplers(by_sampler) if len(by_sampler) > 1 else None,
-        "gain": claim_gain(causal, linear) if causal else None,
+        name: claim and {**claim, "fewest_seeds": min(len(run) for run in of if run)}
+        for name, (claim, of) in found.items()
     }
 
 
@@ -235,12 +239,11 @@ def table(record):
         f"{'seed' if len(run['seeds']) == 1 else 'seeds'} {', '.join(str(seed['seed']) for seed in run['seeds'])}"
         for run in record["runs"]
     ]
-    fewest = min((len(run["seeds"]) for run in record["runs"]), default=0)
     for name, claim in record["claims"].items():
         verdict = {None: "no verdict, runs are missing", True: "as claimed", False: "not as claimed"}[
             claim and claim["holds"]
         ]
-        few = " (fewer than three seeds)" if verdict.endswith("claimed") and fewest < 3 else ""
+        few = " (fewer than three seeds)" if verdict.endswith("claimed") and claim["fewest_seeds"] < 3 else ""
         lines += ["", f"{CLAIMS[name]}: {verdict}{few}"]
         for row, cells in (claim or {"rows": {}})["rows"].items():
             digits = 2 if "cos" in name or "norms" in name else 1

@@ -382,6 +382,12 @@ def test_claims_of_trained_runs(out, monkeypatch):
     text = claims.table(record)
     assert "digits-lt/decoupling, ratio 50, epochs 1, protocol paper, seeds 0, 1, 2" in text
     assert "gains over re-balancing (Tang et al. 2020, Table 2): no verdict, runs are missing" in text
+    assert record["claims"]["weight-norms"]["fewest_seeds"] == 3
+    assert "fewer than three seeds" not in text
+    record["claims"]["weight-norms"]["fewest_seeds"] = 2  # of the runs that it rests on, whatever others have
+    assert "(Kang et al. 2020, Fig. 2): not as claimed (fewer than three seeds)" in claims.table(
+        {**record, "claims": {"weight-norms": {**record["claims"]["weight-norms"], "holds": False}}}
+    )
     opened = [measure.open_trained(seed, None) for seed in run.seeds]
     mine = claims.claim_samplers({"instance": opened, **dict.fromkeys(catalog.SAMPLERS, opened[:2])})
     accuracy = [seed.results()["rows"]["crt"]["all"] for seed in run.seeds]
