@@ -31,6 +31,7 @@ from tailwise.data import (
 from tailwise.data.decoded import CHECKSUMS, PIXELS, decode, decoded_splits
 from tailwise.data.mix import pair
 from tailwise.data.reading import image_of
+from tailwise.data.stamps import kept_place
 from tailwise.data.transforms import IMAGENET, CentreView, RandomView
 from tailwise.seeds import mixed_seed
 
@@ -212,6 +213,28 @@ def test_what_cannot_be_read_is_named(workers, content, reason, tmp_path):
     assert str(error.value).startswith(f"{path}: {reason}")
     assert "\n" not in str(error.value)
     assert set(multiprocessing.active_children()) <= others  # workers end at once, though the error is kept
+
+
+def test_what_is_kept_goes_by_size_and_time_of_every_file(tmp_path):
+    names = folder_tree(tmp_path, {"cat": 3})
+    source, kept = LooseFiles(tmp_path, string_array(names)), tmp_path / "kept"
+
+    def place():
+        return kept_place(kept, "decoded", source, np.arange(3))
+
+    first, state = place(), (tmp_path / names[1]).stat()
+    os.utime(tmp_path / names[1], ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert place() != first
+    os.utime(tmp_path / names[1], ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert place() == first
+    with (tmp_path / names[2]).open("ab") as file:
+        file.write(b"x")
+    changed = place()
+    assert changed != first
+    changed.mkdir(parents=True)
+    for name in names:
+        (tmp_path / name).unlink()
+    assert place() == changed  # of files that are gone, what there is
 
 
 def test_splits(files):
