@@ -408,7 +408,7 @@ def test_finite_whatever_the_logits_and_counts(name, dtype, scale):
     assert logits.grad.dtype == dtype
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if "Sigmoid" not in name])
+@every_loss
 def test_a_logit_of_minus_infinity_is_a_class_that_is_not_there(name):
     """Of a class without an image: neither the loss nor its gradient is NaN, whole targets or distributions."""
     logits, target = sample()

@@ -66,6 +66,8 @@ def one_vs_all(logits: Float[Tensor, "N C"], gamma: float = 0.0) -> tuple[Float[
 
     (1 - p)^gamma (-log p) and p^gamma (-log(1 - p)), p = sigmoid(logits); gamma = 0 is binary cross-entropy.
     """
+    # a masked class's logit is -inf: its own loss, never asked for, would be 0 * inf
+    logits = logits.clamp_min(torch.finfo(logits.dtype).min)
     log_p, log_not = F.logsigmoid(logits), F.logsigmoid(-logits)
     return -(gamma * log_not).exp() * log_p, -(gamma * log_p).exp() * log_not
 
