@@ -21,8 +21,8 @@ from tailwise.detect import Truth, average_precision, digit_scenes_lt, write_spl
 from tailwise.detect.backbones import resnet_fpn
 from tailwise.detect.loading import ExampleBatches, Examples, flipped, image_repeat_draw
 from tailwise.detect.lvis import lvis
-from tailwise.experiments import runs
-from tailwise.experiments.detection_experiment import add_rows, measured, open_detector, train_detectors
+from tailwise.experiments import detection_experiment, runs
+from tailwise.experiments.detection_experiment import add_rows, measured, measured_again, open_detector, train_detectors
 from tailwise.experiments.detection_runs import open_detection_run
 from tailwise.experiments.owned import TakenError, owned
 from tailwise.experiments.watch import Silent
@@ -124,6 +124,36 @@ def test_a_seed_is_measured_for_more_rows_once_at_a_time_and_belongs_to_its_chec
     runs.write_json(seed.path / runs.RESULTS, {**before, "checkpoint": "0" * 64})
     with pytest.raises(InputError, match=r"expected results of checkpoint\.safetensors, .* two trainings are mixed"):
         open_detector(seed, torch.device("cpu"))
+
+
+def test_other_annotations_are_noticed(suite, data, tmp_path, monkeypatch):
+    """Each part of what is annotated is in the hash; neither a run's rows nor its training go on with others."""
+    image = data.test.truth.images[0]
+    assert data.data_hash == replace(data, name="other").data_hash
+    changes = {
+        "file": "other.png",
+        "boxes": image.boxes / 2,
+        "labels": image.labels % 40 + 1,
+        "is_crowd": ~image.is_crowd,
+        "masks": image.masks[::-1],
+        "negative": image.negative ^ {1},
+        "not_exhaustive": image.not_exhaustive ^ {1},
+    }
+    others = []
+    for name, value in changes.items():
+        truth = replace(data.test.truth, images=(replace(image, **{name: value}), *data.test.truth.images[1:]))
+        others.append(replace(data, test=replace(data.test, truth=truth)))
+    assert len({data.data_hash, *(other.data_hash for other in others)}) == len(changes) + 1
+
+    monkeypatch.setattr(detection_experiment, "build_detection_data", lambda *_: others[1])
+    with pytest.raises(InputError, match=f"seed-0: of images and annotations {data.data_hash[:12]}, got others"):
+        measured_again(open_detection_run(suite / "tde").seed(0), ["tde"])
+    folder = shutil.copytree(suite / "tde", tmp_path / "tde")
+    (folder / "seed-0").rename(folder / "seed-0.partial")
+    (folder / "seed-0.partial" / runs.RESULTS).unlink()
+    recipe = override(find_detection("digit-scenes-lt/tde"), TINY)
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors: taken with data_hash"):
+        train_detectors(recipe, [0], folder, data_dir=None, watch=Silent(), resume=True)
 
 
 def test_evaluate_takes_another_alpha_and_writes_what_servers_take(suite, data, capsys, tmp_path):

@@ -5,6 +5,7 @@ category of the file in ascending order of its id (ids may have holes); ids are 
 no background: its class c is label c + 1. Boxes are x1, y1, x2, y2 in pixels of the image as it is on disk.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -234,3 +235,17 @@ class DetectionData:
     def class_names(self) -> tuple[str, ...]:
         """[C]; name c is of label c + 1."""
         return tuple(category.name for category in self.train.truth.categories)
+
+    @property
+    def data_hash(self) -> str:
+        """SHA-256 of the images' files and of what is annotated in them, of train, val and test."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.val, self.test):
+            for image in split.truth.images if split is not None else ():
+                absent, partly = sorted(image.negative), sorted(image.not_exhaustive)
+                digest.update(repr((image.image_id, image.file, len(image.labels), absent, partly)).encode())
+                for values in (image.boxes, image.labels, image.is_crowd):
+                    digest.update(values.tobytes())
+                for mask in image.masks:
+                    digest.update(mask.counts + b"\n")
+        return digest.hexdigest()

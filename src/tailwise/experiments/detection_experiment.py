@@ -17,7 +17,7 @@ from tailwise.experiments.detection_runs import FORMAT, DetectionRun, DetectionS
 from tailwise.experiments.keep import LastEpoch
 from tailwise.experiments.over_seeds import How, check_same, train_seeds, versions
 from tailwise.experiments.owned import owned
-from tailwise.experiments.resume import Log, Place, check_about, fit_kept
+from tailwise.experiments.resume import Log, Place, fit_kept, trained_once
 from tailwise.experiments.watch import Val, Watch
 from tailwise.recipes.build import cpu_threads, find_device
 from tailwise.recipes.build_detection import (
@@ -29,7 +29,7 @@ from tailwise.recipes.build_detection import (
 )
 from tailwise.recipes.detection import DetectionRecipe
 from tailwise.seeds import mixed_seed
-from tailwise.train import Compute, EpochEnd, load_checkpoint, load_state, on_device, save_checkpoint
+from tailwise.train import Compute, EpochEnd, load_checkpoint, load_state, on_device
 
 Row = dict[str, float | bool | None]
 AT_ONCE = 4  # images predicted together
@@ -88,6 +88,7 @@ def _trained_one(recipe: DetectionRecipe, seed: int, folder: Path, label: str, h
             "frequencies": [category.frequency for category in data.train.truth.categories],
             "class_names": list(data.class_names),
             "train_images": len(data.train),
+            "data_hash": data.data_hash,
             "versions": versions(how.device, compiled=False),
         }
         log = Log(written / runs.LOG)
@@ -98,19 +99,15 @@ def _trained_one(recipe: DetectionRecipe, seed: int, folder: Path, label: str, h
 
         torch.manual_seed(mixed_seed(seed))
         detector = build_detector(recipe, data.counts, len(data.train))
-        done = written / runs.CHECKPOINT
-        if not ranks.agree(done.exists()):
-            stage = build_detection_stage(recipe, data, seed)
+
+        def stage() -> int:
+            stages = [build_detection_stage(recipe, data, seed)]
             load = build_detection_load(recipe, data, seed, how.device)
             place = Place(written / "last-first.safetensors", how.save_every, log, 0, about, how.until)
             compute = Compute(how.device, recipe.compute.precision)
-            epoch = fit_kept(detector, [stage], load, LastEpoch(), place, on_epoch, compute)
-            if ranks.is_main():
-                save_checkpoint(done, detector.state_dict(), {**about, "epoch": epoch})
-            ranks.wait()
-        checkpoint = load_checkpoint(done)
-        check_about(done, {key: value for key, value in checkpoint.meta.items() if key != "epoch"}, about)
-        load_state(detector, checkpoint.state)
+            return fit_kept(detector, stages, load, LastEpoch(), place, on_epoch, compute)
+
+        checkpoint = trained_once(written / runs.CHECKPOINT, detector, about, stage)
         hows = {row: inference_of(recipe, row) for row in recipe.rows}
         rows, _ = measured(detector, _reported(data), hows, how.device)
         if ranks.is_main():
@@ -201,7 +198,7 @@ def measured_again(
     alpha: of the rows with TDE, in place of the recipe's.
 
     Raises:
-        InputError: as `open_detector`; data with other classes than the detector was trained for.
+        InputError: as `open_detector`; other data than the detector was trained and measured with.
     """
     where = find_device(device)
     result = seed.results()
@@ -213,6 +210,9 @@ def measured_again(
         )
     if names != data.class_names or tuple(result["counts"]) != data.counts.per_class:
         raise checks.InputError(f"{seed.path}: trained on other data: class names or counts differ")
+    here = data.data_hash
+    if (there := result.get("data_hash", here)) != here:  # results have not always held one
+        raise checks.InputError(f"{seed.path}: of images and annotations {there[:12]}, got others, {here[:12]}")
     split = _reported(data)
     with cpu_threads(seed.recipe):
         figures, found = measured(detector, split, {row: inference_of(seed.recipe, row, alpha) for row in rows}, where)

@@ -17,7 +17,7 @@ from tailwise.experiments.adjusters import choice_of, sweep
 from tailwise.experiments.build_data import build_data, subset_seed_of
 from tailwise.experiments.keep import BestOnVal
 from tailwise.experiments.over_seeds import How, check_same, train_seeds, versions
-from tailwise.experiments.resume import Log, Place, check_about, fit_kept
+from tailwise.experiments.resume import Log, Place, fit_kept, trained_once
 from tailwise.experiments.rows import Row
 from tailwise.experiments.second import epochs_on_images, try_second_stage
 from tailwise.experiments.stores import first_image
@@ -35,7 +35,7 @@ from tailwise.recipes.methods import METHODS, tde_of
 from tailwise.recipes.schema import Recipe
 from tailwise.recognizer import Recognizer
 from tailwise.seeds import mixed_seed
-from tailwise.train import EpochEnd, load_checkpoint, load_state, save_checkpoint
+from tailwise.train import EpochEnd
 
 
 def train(
@@ -136,19 +136,15 @@ def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) 
 
         torch.manual_seed(mixed_seed(seed))
         model = build_model(recipe, data.counts.num_classes)
-        done = written / runs.CHECKPOINT
-        if not ranks.agree(done.exists()):
+
+        def first_stages() -> int:
             keep = BestOnVal(model, data, recipe, _score(recipe, data))
             stages = build_stages(recipe.stages, recipe, model, data, seed)
             load, compute = build_load(recipe.stages, data, seed), build_compute(recipe, how.device)
             view = build_view(recipe.stages[0], model)
-            epoch = fit_kept(view, stages, load, keep, place("first"), on_epoch, compute)
-            if ranks.is_main():
-                save_checkpoint(done, model.state_dict(), {**about, "epoch": epoch})
-            ranks.wait()
-        checkpoint = load_checkpoint(done)
-        check_about(done, {key: value for key, value in checkpoint.meta.items() if key != "epoch"}, about)
-        load_state(model, checkpoint.state)
+            return fit_kept(view, stages, load, keep, place("first"), on_epoch, compute)
+
+        checkpoint = trained_once(written / runs.CHECKPOINT, model, about, first_stages)
         take_over_scale(recipe, model)
         meta, digest = checkpoint.meta, checkpoint.digest
         trained = Trained(written, recipe, seed, model.eval(), digest, meta, lambda: data, place)

@@ -17,12 +17,14 @@ from tailwise.experiments.runs import flat, what_counts, write_text
 from tailwise.experiments.watch import Val, epoch_record
 from tailwise.train import (
     Batches,
+    Checkpoint,
     Compute,
     EpochEnd,
     Snapshot,
     Stage,
     fit,
     load_checkpoint,
+    load_state,
     save_checkpoint,
     snapshot_of,
 )
@@ -139,6 +141,25 @@ def check_about(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None
             raise checks.InputError(
                 f"{path}: taken with {key} {there.get(key)}, got {here.get(key)}; it cannot go on here"
             )
+
+
+def trained_once(path: Path, model: nn.Module, about: dict[str, Any], training: Callable[[], int]) -> Checkpoint:
+    """The checkpoint at `path`, whose weights the model has then: what was trained already, or is by `training` now.
+
+    training: trains the model and returns the epoch whose weights it has.
+
+    Raises:
+        InputError: a corrupt file, or one of other settings or data.
+    """
+    if not ranks.agree(path.exists()):
+        epoch = training()
+        if ranks.is_main():
+            save_checkpoint(path, model.state_dict(), {**about, "epoch": epoch})
+        ranks.wait()
+    checkpoint = load_checkpoint(path)
+    check_about(path, {key: value for key, value in checkpoint.meta.items() if key != "epoch"}, about)
+    load_state(model, checkpoint.state)
+    return checkpoint
 
 
 def fit_kept(
