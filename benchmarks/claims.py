@@ -21,12 +21,12 @@ from tailwise import InputError
 from tailwise.counts import GROUPS
 from tailwise.experiments import measure
 from tailwise.experiments.adjusters import head_cosines
-from tailwise.experiments.runs import open_runs
+from tailwise.experiments.runs import RECIPE, open_run
 from tailwise.figures.per_class import weight_of
 from tailwise.recipes.catalog import SAMPLERS
 from tailwise.report.summary import mean_and_std, paired_difference
 from tailwise.report.table import figure
-from tailwise.reproduction.evidence import first_stage
+from tailwise.reproduction.evidence import first_stage, usable_rows
 from tailwise.reproduction.plan import changes
 from tailwise.reproduction.targets import targets_of
 
@@ -115,7 +115,7 @@ def correlation(trained, method):
 
 def claim_norms(linear):
     """After joint training, and after each second stage that is there."""
-    there = ["joint", *(name for name in ("crt", "lws", "tau-norm") if name in results(linear[0])["rows"])]
+    there = common(("joint", "crt", "lws", "tau-norm"), linear)
     rows = {f"correlation, {name}": [over([correlation(trained, name) for trained in linear])] for name in there}
     joint, crt = (rows.get(f"correlation, {name}", [None])[0] for name in ("joint", "crt"))
     holds = joint["mean"] > 0.5 and abs(crt["mean"]) < joint["mean"] / 2 if joint and crt else None
@@ -124,9 +124,7 @@ def claim_norms(linear):
 
 def claim_samplers(by_sampler):
     """Accuracy over all classes of each row, by the sampler of the first stage."""
-    methods = [
-        name for name in ("joint", *REBALANCED) if all(name in results(run[0])["rows"] for run in by_sampler.values())
-    ]
+    methods = common(("joint", *REBALANCED), [seed for run in by_sampler.values() for seed in run])
     rows = {
         f"{name}, {sampler}": [over([results(seed)["rows"][name]["all"] for seed in run])]
         for name in methods
@@ -140,12 +138,12 @@ def claim_samplers(by_sampler):
 
 def claim_gain(causal, linear):
     """Of TDE over each row of the plain classifier, on the seeds and subsets of both; and of its own features."""
+    if not common(("tde",), causal):
+        return {"holds": None, "rows": {}}
     tde, joint = [results(seed) for seed in causal], [results(seed) for seed in linear or ()]
-    names = [name for name in ("joint", *REBALANCED) if joint and all(name in seed["rows"] for seed in joint)]
+    names = common(("joint", *REBALANCED), linear) if linear else []
     rows = {f"tde less {name}": [paired_difference(joint, tde, (name, "tde"))] for name in names}
-    same = [
-        name for name in ("logit-adjustment", "crt-stored", *REBALANCED) if all(name in seed["rows"] for seed in tde)
-    ]
+    same = common(("logit-adjustment", "crt-stored", *REBALANCED), causal)
     rows |= {f"tde less {name} of its own features": [paired_difference(tde, tde, (name, "tde"))] for name in same}
     gains = [rows.get(f"tde less {name}", [None])[0] for name in REBALANCED]
     return {"holds": None if None in gains else all(gain["mean"] > 0 for gain in gains), "rows": rows}
@@ -157,8 +155,15 @@ def over(values):
 
 
 def results(trained):
-    """What was written of a seed."""
-    return json.loads((trained.folder / "results.json").read_text())
+    """What was written of a seed, with the rows alone that are of its recipe's strengths and second stages."""
+    written = json.loads((trained.folder / "results.json").read_text())
+    return {**written, "rows": usable_rows(written, trained.recipe)}
+
+
+def common(names, seeds):
+    """Those of the rows that every seed has."""
+    found = [results(seed)["rows"] for seed in seeds]
+    return [name for name in names if all(name in rows for rows in found)]
 
 
 def kind_of(recipe):
@@ -260,11 +265,13 @@ def shown(cell, digits):
 
 def finished(folder):
     """The runs in a folder that have a seed to ask; says which have none."""
-    try:
-        return open_runs(folder)
-    except InputError as error:
-        print(f"left out: {error}")
-        return []
+    found = []
+    for path in sorted(child.parent for child in folder.glob(f"*/{RECIPE}")) or [folder]:
+        try:
+            found.append(open_run(path))
+        except InputError as error:
+            print(f"left out: {error}")
+    return found
 
 
 def main():

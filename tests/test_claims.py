@@ -10,6 +10,7 @@ import torch
 import claims
 import records
 from tailwise import InputError
+from tailwise.experiments import runs
 from tailwise.recipes.catalog import RECIPES
 from tailwise.recipes.overrides import override
 from tailwise.reproduction.targets import BALANCED
@@ -87,6 +88,41 @@ def test_the_best_sampler_is_the_best_of_four(monkeypatch):
     assert claims.claim_samplers(of)["holds"] is True
     del of["progressive"]
     assert claims.claim_samplers(of)["holds"] is None
+
+
+def test_a_row_is_asked_for_where_every_seed_has_it_as_its_recipe_wants_it(tmp_path, monkeypatch):
+    """A second stage that one seed lacks, or TDE at an alpha tried later: no verdict, and the other claims go on."""
+    monkeypatch.setattr(claims, "correlation", lambda *_: 0.9)
+    alpha = {"value": 1.5, "from": "published"}
+
+    def seed(name, recipe, **rows):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps({"seed": 0, "subset_hash": "s", "rows": rows}))
+        (recipe,) = override([RECIPES[f"cifar100-lt/{recipe}"]], ["protocol=paper"])
+        return SimpleNamespace(folder=tmp_path / name, recipe=recipe)
+
+    joint, ncm = {"all": 40.0}, {"all": 43.0, "distance": "cosine"}
+    whole = seed("whole", "decoupling", joint=joint, ncm=ncm)
+    part = seed("part", "decoupling", joint=joint)
+    assert list(claims.claim_norms([whole, part])["rows"]) == ["correlation, joint"]
+    found = claims.claim_samplers({"instance": [whole], "progressive": [part]})
+    assert list(found["rows"]) == ["joint, instance", "joint, progressive"]
+    tde = seed("tde", "tde", **{"de-confound": joint, "tde": {"all": 44.0, "alpha": alpha}})
+    assert list(claims.claim_gain([tde], [whole])["rows"]) == ["tde less joint", "tde less ncm"]
+    assert list(claims.claim_gain([tde], [whole, part])["rows"]) == ["tde less joint"]
+    tried = seed("tried", "tde", **{"de-confound": joint, "tde": {"all": 39.0, "alpha": {**alpha, "value": 3.0}}})
+    assert claims.claim_gain([tried], [whole]) == {"holds": None, "rows": {}}
+
+
+def test_a_run_without_a_seed_leaves_the_others_of_its_folder(tmp_path, capsys):
+    recipe = RECIPES["digits-lt/linear"]
+    (tmp_path / "a/seed-0").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    for name in ("a", "b"):
+        runs.write_json(tmp_path / name / runs.RECIPE, {"format": runs.FORMAT, "recipe": runs.recorded(recipe)})
+    runs.write_json(tmp_path / "a/seed-0" / runs.RESULTS, {"seed": 0})
+    assert [run.path.name for run in claims.finished(tmp_path)] == ["a"]
+    assert "left out: " in capsys.readouterr().out
 
 
 def test_the_runs_are_those_of_the_table(capsys):

@@ -400,7 +400,13 @@ def test_corrupt_checkpoint_is_named(tde_run, tmp_path):
 def test_free_folder_never_overwrites(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert runs.free_folder("a/b", None) == Path("runs/a/b")
-    assert runs.free_folder("a/b", None) == Path("runs/a/b-2")
+    assert runs.free_folder("a/b", None) == runs.last_folder("a/b", None) == Path("runs/a/b-2")
+    assert runs.free_folder("a/b", None) == Path("runs/a/b-3")
+    Path("runs/a/b-2").rmdir()
+    Path("runs/a/b-x").mkdir()  # another run
+    assert runs.last_folder("a/b", None) == Path("runs/a/b-3")
+    assert runs.free_folder("a/b", None) == runs.last_folder("a/b", None) == Path("runs/a/b-4")
+    assert runs.last_folder("a/c", None) == Path("runs/a/c")
     (tmp_path / "empty").mkdir()
     assert runs.free_folder("a", tmp_path / "empty") == tmp_path / "empty"
     with pytest.raises(InputError, match="expected a new or empty folder"):

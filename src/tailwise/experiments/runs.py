@@ -165,7 +165,7 @@ def open_runs(path: Path) -> list[Run]:
 
 
 def free_folder(name: str, out: Path | None) -> Path:
-    """Where new runs go: `out`, or runs/NAME, or the first free of runs/NAME-2, runs/NAME-3, ..., made at once.
+    """Where new runs go: `out`, or runs/NAME, or behind the last of runs/NAME-2, runs/NAME-3, ..., made at once.
 
     Who makes a folder has its name: of two that look for one together, each gets its own.
 
@@ -176,14 +176,15 @@ def free_folder(name: str, out: Path | None) -> Path:
         if out.exists() and not (out.is_dir() and all(child.name.startswith(LOCKS) for child in out.iterdir())):
             raise checks.InputError(f"out: expected a new or empty folder, got {out}, which holds something")
         return out
-    folder, number = Path("runs") / name, 1
+    number = max(_numbers(name), default=0)
     while True:
+        number += 1
+        folder = _numbered(name, number)
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            number += 1
-            folder = Path("runs") / f"{name}-{number}"
+            continue
         except OSError as error:
             raise checks.InputError(f"out: cannot make {folder} ({error.strerror})") from error
 
@@ -220,10 +221,18 @@ def last_folder(name: str, out: Path | None) -> Path:
     """Where the run that is to go on lies: `out`, or the newest of runs/NAME, runs/NAME-2, ...; it may not be there."""
     if out is not None:
         return out
-    folder, number = Path("runs") / name, 2
-    while (later := Path("runs") / f"{name}-{number}").exists():
-        folder, number = later, number + 1
-    return folder
+    return _numbered(name, max(_numbers(name), default=1))
+
+
+def _numbered(name: str, number: int) -> Path:
+    return Path("runs") / (name if number == 1 else f"{name}-{number}")
+
+
+def _numbers(name: str) -> list[int]:
+    """Of runs/NAME, which is the first, and its successors, some of which may have been removed."""
+    first = _numbered(name, 1)
+    found = [path.name.removeprefix(f"{first.name}-") for path in first.parent.glob(f"{first.name}-*")]
+    return [1] * first.exists() + [int(text) for text in found if text.isascii() and text.isdecimal()]
 
 
 def check_begun(folder: Path, *, suite: bool) -> None:
