@@ -1,14 +1,15 @@
-"""Draw the figures of docs/figures.md from trained digits-lt runs, as `tailwise plot` does, in few colours.
+"""Draw the figures of the docs from trained runs, as `tailwise plot` does, in few colours.
 
     tailwise train digits-lt --out runs/figures/papers
     tailwise train digits-lt/kang-figure-1 --out runs/figures/kang-figure-1
     tailwise train digits-lt/momentum --out runs/figures/momentum
     tailwise train digits-lt/momentum-matched --out runs/figures/momentum-matched
     tailwise train digits-lt/decoupling backbone.name=digits-net-two-branch --out runs/figures/two-branch
-    python docs/figures.py runs/figures                  # all of them
+    python docs/figures.py runs/figures                  # all that have runs
     python docs/figures.py runs/figures alpha grad-cam   # these
 
-Each is written to docs/figures/NAME.png, small enough for a page.
+Those of docs/reproduction.md come from the runs that it tells of, in runs/figures/cifar100-lt. Each is written to
+docs/figures/NAME.png, small enough for a page.
 """
 
 import io
@@ -44,6 +45,9 @@ PICTURES: dict[str, tuple[str, list[str], list[str]]] = {
     "backbones": ("backbones", ["papers/decoupling", "two-branch"], []),
     "decision-regions": ("decision-regions", [], []),
     "one-dimensional": ("one-dimensional", [], []),
+    "cifar100-lt-alpha": ("alpha", ["cifar100-lt/tde"], []),
+    "cifar100-lt-head-cosine": ("head-cosine", ["cifar100-lt/tde"], []),
+    "cifar100-lt-weight-norms": ("weight-norms", ["cifar100-lt/decoupling"], ["joint", "tau-norm", "crt", "lws"]),
 }
 
 
@@ -53,6 +57,9 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     for name in names or PICTURES:
         figure, folders, methods = PICTURES[name]
+        if missing := [folder for folder in folders if not (Path(runs) / folder).exists()]:
+            print(f"{name}: no {missing[0]} in {runs}")
+            continue
         opened = [run for folder in folders for run in open_runs(Path(runs) / folder)]
         sources = [Source(run, lambda seed: measure.open_trained(seed, None)) for run in opened]
         png = rendered(figure_data(figure, sources, methods), ["png"])["png"]
