@@ -166,6 +166,7 @@ def saved(folder, kind):
 
     config = {
         "vit": lambda: transformers.ViTConfig(**SMALL, patch_size=16),
+        "dinov2": lambda: transformers.Dinov2Config(**SMALL, patch_size=16),
         "clip": lambda: transformers.CLIPConfig(
             text_config={**SMALL, "vocab_size": 9}, vision_config={**SMALL, "patch_size": 16}
         ),
@@ -179,7 +180,8 @@ def saved(folder, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "width", "shape"), [("vit", 32, (32, 2, 2)), ("clip", 32, (32, 2, 2)), ("resnet", 16, None)]
+    ("kind", "width", "shape"),
+    [("vit", 32, (32, 2, 2)), ("dinov2", 32, (32, 2, 2)), ("clip", 32, (32, 2, 2)), ("resnet", 16, None)],
 )
 def test_models_of_transformers(kind, width, shape, tmp_path):
     saved(tmp_path, kind)
@@ -189,6 +191,9 @@ def test_models_of_transformers(kind, width, shape, tmp_path):
     assert features.shape == (2, net.num_features) == (2, width)
     assert torch.equal(features, again(images))  # its weights, not new ones
     assert not torch.equal(features, HuggingFaceNet(str(tmp_path)).eval()(images))
+    net(images).sum().backward()
+    learning = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert learning == {name for name, parameter in net.named_parameters() if parameter.grad is not None}
     if shape:
         assert maps.shape == (2, *shape)
     else:

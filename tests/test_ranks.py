@@ -36,7 +36,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from functools import partial
-from tailwise import CausalClassifier, Stage, fit, ranks
+from tailwise import CausalClassifier, InputError, Stage, fit, ranks
 from tailwise.data import EpochBatches, Split
 from tailwise.recognizer import Recognizer
 from tailwise.sampling import EpochSampler, instance_draw
@@ -67,10 +67,36 @@ def train(accumulate=1, sharpness=None):
     fit(model, [stage], load, on_epoch=ends.append)
     return model.state_dict(), [(end.loss, end.images) for end in ends]
 
+def measured(idle=False):
+    # what each process makes of the same images when an epoch ends, by batch norm and an average of weights
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 5))
+    if idle:
+        model.register_parameter("idle", nn.Parameter(torch.zeros(3)))
+    stage = Stage(
+        name="a", epochs=2, batch_size=16, sampler=EpochSampler(partial(instance_draw, 40, 0), batch_size=16),
+        loss=F.cross_entropy, optimizer=partial(torch.optim.SGD, lr=0.1), learning_rate=cosine(0.1, 2),
+        weight_average=0.9,
+    )
+    images = torch.randn(40, 4)
+    parts = [part.tensor_split(ranks.count())[ranks.rank()] for part in torch.arange(40).split(16)]
+    found = []
+    def on_epoch(end):
+        found.append(model.eval()(images).tolist())
+    fit(model, [stage], lambda stage, epoch: [(images[part], part % 5) for part in parts], on_epoch=on_epoch)
+    return [*found, model.eval()(images).tolist()]
+
+def refusal():
+    try:
+        measured(idle=True)
+    except InputError as error:
+        return str(error)
+
 if __name__ == "__main__":
     with ranks.joined():
         trained = train(), train(sharpness=0.1)
         torch.save((*trained, ranks.gathered(ranks.rank()), ranks.count()), f"{sys.argv[1]}-{ranks.rank()}")
+        torch.save((measured(), refusal()), f"{sys.argv[1]}-norm-{ranks.rank()}")
     ranks.leave()
 """
 
@@ -118,6 +144,11 @@ def test_processes_are_the_whole_batch(steps, alone, tmp_path, processes):
         assert (numbers, count) == (list(range(processes)), processes)
         assert_same_training(alone, trained)
         assert_same_training(sharp_alone, sharp)
+    norms, refused = zip(
+        *(torch.load(tmp_path / f"out-norm-{rank}", weights_only=True) for rank in range(processes)), strict=True
+    )
+    assert all(norm == norms[0] for norm in norms)  # a model of which every process has its own copy
+    assert all("expected a gradient of every parameter" in text and "got none of idle;" in text for text in refused)
 
 
 def late(rank, port):

@@ -13,6 +13,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from tailwise import InputError, Stage, fit
 from tailwise.classifiers import CausalClassifier
@@ -56,8 +57,33 @@ def load(stage, epoch):
     return [(x[i], y[i]) for i in stage.sampler.indices(epoch).split(8)]
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
-def test_from_every_pause_the_rest_is_the_same(optimizer, tmp_path):
+def from_a_loader(stage, epoch):
+    """The same batches; a DataLoader draws from torch's random state when it begins."""
+    x, y = (torch.cat(parts) for parts in zip(*load(stage, epoch), strict=True))
+    return DataLoader(TensorDataset(x, y), batch_size=8)
+
+
+class Counting(torch.optim.SGD):
+    """Slower with every step, of which a parameter and a group have a count each, as some optimisers do."""
+
+    def step(self, closure=None):
+        rates = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["steps"] = group.get("steps", 0) + 1
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    state = self.state[parameter]
+                    state["strength"] = 0.9 * state.get("strength", 1.0)
+                    parameter.grad.mul_(state["strength"] / group["steps"])
+        super().step(closure)
+        assert rates == [group["lr"] for group in self.param_groups]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "load"),
+    [(torch.optim.SGD, load), (torch.optim.SGD, from_a_loader), (torch.optim.AdamW, load), (Counting, load)],
+)
+def test_from_every_pause_the_rest_is_the_same(optimizer, load, tmp_path):
     snapshots, ends, whole = [], [], model()
     fit(
         whole,
@@ -79,6 +105,16 @@ def test_from_every_pause_the_rest_is_the_same(optimizer, tmp_path):
         assert [(end.stage, end.epoch, end.loss, end.images) for end in again] == [
             (end.stage, end.epoch, end.loss, end.images) for end in ends[told:]
         ]
+
+
+def test_an_optimizer_that_cannot_be_kept_is_named():
+    class Remembers(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            self.param_groups[0]["seen"] = ["a list"]
+
+    with pytest.raises(InputError, match=r"optimizer: expected tensors and numbers .* Remembers has seen of type list"):
+        fit(model(), stages(Remembers), load, on_pause=lambda take: take())
 
 
 def test_a_snapshot_is_a_copy():

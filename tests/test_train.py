@@ -145,6 +145,50 @@ def test_frozen_means_frozen():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_what_a_module_keeps_in_eval_mode_stays_there():
+    """As in a loop that calls `model.train()`; asked for by name, it is trained all the same."""
+
+    class KeepsNorm(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    for trainable, kept in ((("",), True), (("backbone", "classifier"), True), (("backbone.1",), False)):
+        model = Recognizer(KeepsNorm(nn.Linear(6, 8), nn.BatchNorm1d(8)), CausalClassifier(8, 3))
+        before = model.backbone[1].running_mean.clone()
+        fit(model, [stage(trainable=trainable)], lambda s, e: toy_batches(256, 64, seed=e))
+        assert torch.equal(model.backbone[1].running_mean, before) is kept, trainable
+
+
+def test_groups_of_parameters_keep_the_ratio_of_their_learning_rates():
+    rates = []
+    model = toy_model(classifier=LinearClassifier)
+
+    def optimizer(parameters):
+        first, *others = parameters
+        made = torch.optim.SGD([{"params": [first], "lr": 0.01}, {"params": others}], lr=0.1)
+        made.register_step_pre_hook(lambda one, *_: rates.append([group["lr"] for group in one.param_groups]))
+        return made
+
+    fit(model, [stage(optimizer=optimizer, learning_rate=constant(0.5))], lambda s, e: toy_batches(seed=e))
+    assert rates == [pytest.approx([0.05, 0.5])] * 2
+
+
+def test_a_loss_that_would_have_to_learn_is_refused():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, logits, target):
+            return cross_entropy(self.scale * logits, target)
+
+    with pytest.raises(InputError, match=r"loss: expected one without parameters to learn, .* got scale; make them"):
+        fit(toy_model(), [stage(loss=Scaled())], lambda s, e: toy_batches())
+    fit(toy_model(), [stage(loss=Scaled().requires_grad_(False))], lambda s, e: toy_batches(seed=e))
+
+
 def test_frozen_classifier_does_not_move_its_average():
     model = toy_model()
     fit(model, [stage(trainable=("backbone",))], lambda s, e: toy_batches(seed=e))
@@ -168,6 +212,8 @@ def test_divergence_and_empty_epochs_are_named():
         )
     with pytest.raises(InputError, match="batch_size"):
         fit(toy_model(), [stage()], lambda s, e: List())
+    with pytest.raises(InputError, match=r"batch_size: expected an image of each batch for each of 1 .* got \[0\]"):
+        fit(toy_model(), [stage()], lambda s, e: List([(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))]))
 
 
 def test_learning_rate_is_told():

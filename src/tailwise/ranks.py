@@ -3,7 +3,7 @@
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -123,6 +123,16 @@ def gathered(value: Value) -> list[Value]:
     values: list[Any] = [None] * count()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_main(tensors: Iterable[Tensor]) -> None:
+    """Put the main process's values into every process's tensors, in place."""
+    if count() == 1:
+        return
+    for tensor in tensors:
+        value = tensor.detach().contiguous()
+        dist.broadcast(value, 0)
+        tensor.detach().copy_(value)
 
 
 def total(value: Tensor) -> Tensor:

@@ -89,6 +89,12 @@ class HuggingFaceNet(nn.Module):
         self.last_bottleneck = self.last_block
         # a layer that models of this kind have for their training on other data; its weights are no part of these
         self.first_token = hasattr(getattr(self.net, "pooler", None), "dense")
+        # what no image passes through takes no gradient, of which several processes would wait in vain
+        if self.first_token:
+            self.net.pooler.requires_grad_(False)
+        for name, parameter in self.net.named_parameters():
+            if name.endswith("mask_token"):
+                parameter.requires_grad = False
 
     def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
         found = self.net(pixel_values=images)

@@ -17,7 +17,8 @@ class EpochSampler(Sampler[int]):
 
     Global batch b is places b * batch_size .. (b + 1) * batch_size of the epoch's sequence; rank r of R takes the r-th
     of R equal consecutive parts (the first ones one longer where it does not divide). So 1, 2 or 4 ranks see the same
-    global batches, whatever the draw rule, and an epoch that does not divide loses and repeats nothing.
+    global batches, whatever the draw rule, and an epoch that does not divide loses and repeats nothing. A last batch of
+    fewer images than ranks leaves some ranks without one: a loop in which all of them meet at every step drops it.
 
     Args:
         draw: epoch, counted from 1, -> indices of the epoch, a pure function; see `tailwise.sampling.draws`.

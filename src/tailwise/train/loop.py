@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from tailwise import checks, ranks
 from tailwise.train.compute import Compute, device_of, peak_memory
-from tailwise.train.snapshot import Progress, Snapshot, put_back, take_snapshot
+from tailwise.train.snapshot import Progress, Snapshot, put_back, put_back_random, take_snapshot
 from tailwise.train.stage import Stage
 from tailwise.train.step import Training
 
@@ -69,8 +70,9 @@ def fit(
 
     Each step takes one batch, in `accumulate` micro-batches, and weighs every example alike: one batch of 256, four
     micro-batches of 64, and two processes with 128 each move weights and feature average by the same amount. Under
-    torchrun every process calls this with its own part of each batch; uneven parts are no different. Nothing waits for
-    the device within an epoch.
+    torchrun every process calls this with its own part of each batch; uneven parts are no different, but each has an
+    image. Batch-norm statistics are, when an epoch ends, the main process's. Nothing waits for the device within an
+    epoch.
 
     Args:
         model: images -> logits, or whatever the stage's loss takes.
@@ -82,8 +84,9 @@ def fit(
         compute: on which device and how, by default where the model is; `load` gives batches on that device.
 
     Raises:
-        InputError: an unknown module name in `trainable`, an epoch without a batch, a loss that is not finite, or a
-            snapshot that does not fit.
+        InputError: an unknown module name in `trainable`, a loss with parameters of its own to learn, an epoch without
+            a batch, a process without an image, parameters that take no part beside several processes, a loss that is
+            not finite, or a snapshot that does not fit.
     """
     first = resume.progress["stage"] if resume else 0
     for number, stage in enumerate(stages[first:], first):
@@ -101,7 +104,10 @@ def fit(
                         f"got {stage.batch_size}"
                     )
                 start = time.perf_counter() - done.seconds
-                for images, labels in _since(batches, done.batch):
+                rest = _since(batches, done.batch)
+                if resume and done.batch:  # who begins to read may draw random numbers, and had drawn them by then
+                    put_back_random(resume)
+                for images, labels in rest:
                     done.learning_rate = stage.learning_rate(done.epoch - 1 + done.batch / len(batches))
                     training.set_learning_rate(done.learning_rate)
                     done.loss_sum = done.loss_sum + training.step(images, labels)
@@ -110,6 +116,7 @@ def fit(
                     done.seconds = time.perf_counter() - start
                     on_pause(partial(take_snapshot, training, done))
                 end = _epoch_end(model, stage, done, start)
+                training.share_buffers()
                 with training.averaged():
                     on_epoch(end)
                 done = Progress(stage=number, epoch=done.epoch + 1)
@@ -118,8 +125,12 @@ def fit(
 
 
 def _since(batches: Batches, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All but the first `batch` batches; those that can be left unread are."""
-    return batches.since(batch) if isinstance(batches, GoesOn) else islice(batches, batch, None)
+    """All but the first `batch` batches; those that can be left unread are, the others are read by now."""
+    if isinstance(batches, GoesOn):
+        return batches.since(batch)
+    rest = iter(batches)
+    deque(islice(rest, batch), maxlen=0)
+    return rest
 
 
 def _epoch_end(model: nn.Module, stage: Stage, done: Progress, start: float) -> EpochEnd:
@@ -141,8 +152,8 @@ def only_trainable(
 ) -> Iterator[Callable[[], None]]:
     """Freeze what lies in none of the named modules: parameters take no gradient, modules stay in eval mode.
 
-    Gives a function that puts the rest in train mode, or everything with `bn_drift`. On leaving, every parameter is as
-    trainable as before.
+    Gives a function that puts the rest in train mode, or everything with `bn_drift`; what a module's own `train` keeps
+    in eval mode stays there. On leaving, every parameter is as trainable as before.
 
     Raises:
         InputError: a name that is no module of `model`.
@@ -154,8 +165,9 @@ def only_trainable(
         return any(prefix == "" or name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
 
     def set_train_mode() -> None:
-        for name, module in model.named_modules():
-            module.training = bn_drift or inside(name)
+        model.train(bn_drift)
+        for prefix in () if bn_drift else prefixes:
+            model.get_submodule(prefix).train()
 
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     for name, parameter in model.named_parameters():

@@ -36,7 +36,10 @@ class Snapshot:
 
 
 def take_snapshot(training: Training, progress: Progress) -> Snapshot:
-    """Training as it stands, in copies; every process calls this, and has the same snapshot."""
+    """Training as it stands, in copies; every process calls this, and the main process's is the one to keep.
+
+    Within an epoch the others' buffers, such as batch norm's, are their own.
+    """
     tensors = training.state()
     tensors |= {"random": torch.stack(ranks.gathered(torch.get_rng_state()))}
     tensors |= {"loss_sum": torch.stack(ranks.gathered(progress.loss_sum.cpu()))}
@@ -57,16 +60,21 @@ def put_back(snapshot: Snapshot, training: Training) -> Progress:
         InputError: names or shapes that do not fit.
     """
     training.load_state(snapshot.tensors)
-    states = snapshot.tensors["random"]
-    torch.set_rng_state(states[ranks.rank() % len(states)].clone())  # a view of a later row is refused
-    if torch.cuda.is_available() and "random_device" in snapshot.tensors:
-        torch.cuda.set_rng_state(snapshot.tensors["random_device"][ranks.rank() % len(states)].clone())
+    put_back_random(snapshot)
     sums = snapshot.tensors["loss_sum"]
     own = sums[ranks.rank()] if len(sums) == ranks.count() else sums.sum() * ranks.is_main()
     done = Progress(**snapshot.progress, loss_sum=own.clone())
     if not ranks.is_main():
         done.images = 0  # all of them are with the main process
     return done
+
+
+def put_back_random(snapshot: Snapshot) -> None:
+    """Bring the random state to where the snapshot was taken."""
+    states = snapshot.tensors["random"]
+    torch.set_rng_state(states[ranks.rank() % len(states)].clone())  # a view of a later row is refused
+    if torch.cuda.is_available() and "random_device" in snapshot.tensors:
+        torch.cuda.set_rng_state(snapshot.tensors["random_device"][ranks.rank() % len(states)].clone())
 
 
 def snapshot_of(tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> Snapshot:

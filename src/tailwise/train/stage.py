@@ -46,9 +46,11 @@ class Stage:
     batch_size: images per optimiser step.
     sampler: which images, in which order.
     loss: (what the model returns, what the batch has for labels) -> mean over samples, such as (logits [N, C],
-        target [N]). A module is copied for the stage, moves to its device, and its buffers are part of snapshots.
+        target [N]). A module is copied for the stage, moves to its device, and its buffers are part of snapshots; it
+        has no parameters of its own to learn.
     optimizer: parameters -> optimiser.
-    learning_rate: epochs done, a fraction within an epoch -> learning rate; see `train.schedules`.
+    learning_rate: epochs done, a fraction within an epoch -> learning rate; see `train.schedules`. Of the optimiser's
+        group that begins with the highest rate; the others keep their ratios to it.
     trainable: module names; what lies in none of them is frozen, parameters and batch-norm statistics alike.
         ("",) is everything, ("classifier",) the classifier alone.
     legacy_bn_drift: keep frozen modules in train mode, so that their batch-norm statistics follow the stage's data

@@ -22,7 +22,13 @@ class Training:
 
     def __init__(self, model: nn.Module, stage: Stage, compute: Compute) -> None:
         self.model, self.stage = model, stage
+        if isinstance(stage.loss, nn.Module):
+            _without_learning(stage.loss)
         self.optimizer = stage.optimizer([p for p in model.parameters() if p.requires_grad])
+        groups = self.optimizer.param_groups
+        self.settings = [dict(group) for group in groups]
+        rates = [float(group["lr"]) for group in groups]
+        self.shares = [rate / max(rates) if max(rates) else 1.0 for rate in rates]
         # of the loss, so that gradients keep within half precision's range; does nothing otherwise
         self.scaler = torch.amp.GradScaler(device_of(model).type, enabled=compute.precision == "fp16")
         sizes = [len(part) for part in torch.arange(stage.batch_size).tensor_split(ranks.count())]
@@ -30,6 +36,7 @@ class Training:
         self.forward = compute.forward_of(model, batch_size=largest)
         # a copy of its own, for what a loss has seen belongs to this training
         self.loss = copy.deepcopy(stage.loss).to(device_of(model)) if isinstance(stage.loss, nn.Module) else stage.loss
+        self.first = True  # step of this training or after resuming it
         self.average: AveragedModel | None = None
         if stage.weight_average is not None:
             self.average = AveragedModel(model, multi_avg_fn=partial(_follow, stage.weight_average), use_buffers=True)
@@ -41,10 +48,10 @@ class Training:
                 module.start_epoch(epoch, self.stage.epochs)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Of the next step."""
+        """Of the next step: of the parameters that began with the highest rate, of others as much less as they did."""
         self.stage.on_learning_rate(learning_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
+            group["lr"] = learning_rate * share
 
     def step(self, images: Any, labels: Tensor) -> Tensor:
         """Move once; returns the sum of the losses of this process's samples, still on the device.
@@ -55,6 +62,10 @@ class Training:
         sizes = torch.zeros(ranks.count(), dtype=torch.int64)
         sizes[ranks.rank()] = len(labels)
         sizes = ranks.total(sizes)
+        if not sizes.all():
+            raise checks.InputError(
+                f"batch_size: expected an image of each batch for each of {len(sizes)} processes, got {sizes.tolist()}"
+            )
         number = micro_batches(sizes.tolist(), stage.accumulate)
         micro = list(zip(images.tensor_split(number), labels.tensor_split(number), strict=True))
         for module in self._modules():
@@ -63,6 +74,9 @@ class Training:
         # DistributedDataParallel takes the mean over processes; what is wanted is the mean over all samples
         whole = int(sizes.sum()) / ranks.count()
         loss_sum = self._gradient(micro, whole)
+        if self.first and ranks.count() > 1:
+            self._all_take_part()
+        self.first = False
         if stage.sharpness is not None:
             with at_worst_nearby(self.model, stage.sharpness), held(self.model, self.loss):
                 self._gradient(micro, whole)
@@ -92,6 +106,21 @@ class Training:
             loss_sum += loss.detach() * len(target)
         return loss_sum
 
+    def _all_take_part(self) -> None:
+        """Raise InputError for parameters without a gradient, of which DistributedDataParallel would wait in vain."""
+        idle = [name for name, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
+        if idle:
+            raise checks.InputError(
+                f"model: expected a gradient of every parameter, as several processes need it, got none of "
+                f"{', '.join(idle)}; `requires_grad_(False)` leaves them out"
+            )
+
+    def share_buffers(self) -> None:
+        """Give every process the main one's buffers, such as batch norm's: it has seen images of its own until now."""
+        ranks.from_main(self.model.buffers())
+        if self.average is not None:
+            ranks.from_main(self.average.buffers())
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The model with its averaged weights, if there are any, for the length of the block."""
@@ -114,7 +143,15 @@ class Training:
         """All that moves, by name."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items() if torch.is_tensor(value)}
+            for key, value in state.items():
+                if torch.is_tensor(value):
+                    tensors[f"optimizer.{number}.{key}"] = value
+                elif value is not None:
+                    tensors[f"optimizer-number.{number}.{key}"] = self._number(key, value)
+        for number, (group, was) in enumerate(zip(self.optimizer.param_groups, self.settings, strict=True)):
+            for key in group.keys() - {"params", "lr"}:
+                if key not in was or group[key] != was[key]:  # counted or found by the optimiser
+                    tensors[f"optimizer-group.{number}.{key}"] = self._number(key, group[key])
         for key, value in self.scaler.state_dict().items():
             tensors[f"scaler.{key}"] = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
         if isinstance(self.loss, nn.Module):
@@ -141,15 +178,33 @@ class Training:
                 f"snapshot: expected one taken {'with' if scaler else 'without'} a loss scaler (fp16), got the other"
             )
         self.scaler.load_state_dict({name.removeprefix("scaler."): tensors[name].item() for name in scaler})
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                number, _, key = rest.partition(".")
-                state.setdefault(int(number), {})[key] = tensor
+        state: dict[int, dict[str, Any]] = {}
         # the groups are the stage's own: its schedule sets their learning rate at every step
         groups = self.optimizer.state_dict()["param_groups"]
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            place, _, key = rest.partition(".")
+            if kind == "optimizer":
+                state.setdefault(int(place), {})[key] = tensor
+            elif kind == "optimizer-number":
+                state.setdefault(int(place), {})[key] = tensor.item()
+            elif kind == "optimizer-group":
+                groups[int(place)][key] = tensor.item()
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def _number(self, key: str, value: Any) -> Tensor:
+        """What an optimiser keeps beside its tensors, as a tensor.
+
+        Raises:
+            InputError: it is no number.
+        """
+        if not isinstance(value, bool | int | float):
+            optimizer = type(self.optimizer).__name__
+            raise checks.InputError(
+                f"optimizer: expected tensors and numbers to keep in a snapshot, {optimizer} has {key} of type "
+                f"{type(value).__name__}"
+            )
+        return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
 
 
 def micro_batches(sizes: Sequence[int], accumulate: int) -> int:
@@ -163,6 +218,14 @@ def micro_batches(sizes: Sequence[int], accumulate: int) -> int:
     """
     largest = -(-max(sizes) // accumulate)
     return max(1, min(-(-max(sizes) // max(largest, 1)), *sizes))
+
+
+def _without_learning(loss: nn.Module) -> None:
+    if learning := [name for name, p in loss.named_parameters() if p.requires_grad]:
+        raise checks.InputError(
+            f"loss: expected one without parameters to learn, for no optimiser has them, got {', '.join(learning)}; "
+            "make them part of the model"
+        )
 
 
 def _follow(decay: float, averages: Sequence[Tensor], currents: Sequence[Tensor], number: Tensor | int) -> None:
