@@ -168,6 +168,15 @@ def test_a_target_prior_weighs_the_classes():
 def test_bounds_where_nothing_can_be_learnt():
     assert fit_temperature(torch.eye(3) * 2, torch.arange(3)) == pytest.approx(0.01, rel=1e-3)
     assert fit_temperature(torch.eye(3) * 2, torch.tensor([1, 2, 0])) == pytest.approx(100, rel=1e-3)
+    assert fit_temperature(torch.eye(3) * 1e6, torch.arange(3)) == 0.01  # sure at every temperature
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_logits_that_say_nothing_have_the_highest_temperature(masked):
+    logits = torch.full((6, 4), 3.0)
+    if masked:
+        logits[:, 3] = -torch.inf
+    assert fit_temperature(logits, torch.arange(6) % 3) == 100
 
 
 def test_masked_classes_are_left_out():

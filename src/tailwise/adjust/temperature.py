@@ -58,8 +58,8 @@ def fit_temperature(
     refuse_masked(z, labels)
 
     low, high = 1 / HIGHEST, 1 / LOWEST
-    if _derivatives(z, labels, weight, high)[0] <= 0:  # all right: no minimum
-        return LOWEST
+    if _derivatives(z, labels, weight, high)[0] <= 0:  # all right: no minimum; or flat, as next to beta = 0, too
+        return LOWEST if _derivatives(z, labels, weight, 1e-300)[0] < 0 else HIGHEST
     if _derivatives(z, labels, weight, low)[0] >= 0:
         return HIGHEST
     beta = 1.0
