@@ -302,6 +302,17 @@ def test_a_classifier_without_an_average_takes_tokens_too():
     assert near(model(X), F.linear(model.inner(X), linear.weight, linear.bias))
 
 
+def test_one_feature_vector_without_a_batch():
+    """As nn.Linear takes it."""
+    model = tailwise.attach(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), causal, layer="1")
+    x = torch.randn(4)
+    logits = model(x)
+    assert logits.shape == (3,)
+    assert near(model[1].classifier.average.value.flatten(), model[0](x))
+    assert near(model.eval()(x), model(x[None])[0])
+    assert model(x.expand(0, 4)).shape == (0, 3)
+
+
 # ------------------------------------------------------------------------------------- which layer, and what replaces
 
 

@@ -40,16 +40,16 @@ class AttachedClassifier(nn.Module):
 
     def forward(self, features: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows C"]:
         counted, self._counted = self._counted, None
-        rows = features.flatten(0, -2)
+        rows = features.reshape(-1, features.shape[-1])
         average = getattr(self.classifier, "average", None)
-        if features.dim() == 2 or not isinstance(average, FeatureAverage):
+        if features.dim() <= 2 or not isinstance(average, FeatureAverage):
             logits = self.classifier(rows)
         else:
             with average.hold():
                 logits = self.classifier(rows)
             if average.training:
                 average(rows[self._tokens(features, counted).flatten()])
-        return logits.unflatten(0, features.shape[:-1])  # type: ignore[no-any-return]  # nn.Module's call is Any
+        return logits.reshape(*features.shape[:-1], logits.shape[-1])  # type: ignore[no-any-return]  # nn.Module's call is Any
 
     def watch(self, model: nn.Module, mask: str, position: int) -> None:
         """From now on, look at the argument `mask`, or the one at `position`, of every forward of `model`."""
