@@ -13,6 +13,7 @@ from tailwise.evaluate import (
     METRICS,
     extract,
     geometric_mean_accuracy,
+    group_confusion,
     harmonic_mean_accuracy,
     macro_f1,
     mean_per_class_accuracy,
@@ -119,6 +120,13 @@ def test_metrics_refuse():
         per_class_accuracy(np.array([0]), np.array([2]), 2)
     with pytest.raises(InputError, match="predicted"):
         per_class_accuracy(np.array([0, 1]), np.array([1]), 2)
+    counts = ClassCounts((200, 5))
+    for call in (lambda p, y: group_confusion(p, y, counts), lambda p, y: macro_f1(p, y, 2)):
+        for value in (-1, 2):
+            with pytest.raises(InputError, match=rf"predicted: .* in 0\.\.1, got {value} at position 1"):
+                call(np.array([0, value]), np.array([0, 1]))
+        with pytest.raises(InputError, match="predicted: expected one class for each of 1 labels"):
+            call(np.array([0, 1]), np.array([1]))
 
 
 # ---- choosing alpha

@@ -81,13 +81,14 @@ def group_confusion(predicted: Classes, labels: Classes, counts: ClassCounts) ->
     Row and column are many, medium, few; a row is the mean over its group's classes, as in `shot_accuracy`, and sums
     to 100. NaN for a group of which no class has a sample.
 
-    Arguments and errors as in `shot_accuracy`.
+    Arguments and errors as in `shot_accuracy`; a prediction outside 0..C-1 is an error, too.
 
     >>> group_confusion(np.array([0, 1, 1]), np.array([0, 0, 1]), ClassCounts((200, 5)))
     array([[ 50.,   0.,  50.],
            [ nan,  nan,  nan],
            [  0.,   0., 100.]])
     """
+    _check_predicted(predicted, labels, counts.num_classes)
     in_group = np.zeros((len(GROUPS), counts.num_classes), dtype=bool)
     for row, classes in zip(in_group, counts.groups.values(), strict=True):
         row[classes] = True
@@ -130,12 +131,13 @@ def geometric_mean_accuracy(predicted: Classes, labels: Classes, num_classes: in
 def macro_f1(predicted: Classes, labels: Classes, num_classes: int) -> float:
     """Mean over classes of F1 = 2 TP / (2 TP + FP + FN), in percent: beside accuracy it sees what is wrongly claimed.
 
-    The mean is over the classes that have a sample, as in `mean_per_class_accuracy`. Arguments and errors as there.
+    The mean is over the classes that have a sample, as in `mean_per_class_accuracy`. Arguments and errors as there;
+    a prediction outside 0..C-1 is an error, too.
 
     >>> macro_f1(np.array([0, 1, 1]), np.array([0, 0, 1]), num_classes=2)
     66.66...
     """
-    per_class_accuracy(predicted, labels, num_classes)  # for its checks
+    _check_predicted(predicted, labels, num_classes)
     right = np.bincount(labels[predicted == labels], minlength=num_classes)
     there, claimed = np.bincount(labels, minlength=num_classes), np.bincount(predicted, minlength=num_classes)
     known = there > 0
@@ -179,6 +181,12 @@ def worst_class_accuracy(predicted: Classes, labels: Classes, num_classes: int) 
     50.0
     """
     return float(np.nanmin(per_class_accuracy(predicted, labels, num_classes)))
+
+
+def _check_predicted(predicted: Classes, labels: Classes, num_classes: int) -> None:
+    """What `per_class_accuracy` refuses, and predictions that are no class: they would be taken for another one."""
+    per_class_accuracy(predicted, labels, num_classes)
+    checks.labels_in_range("predicted", predicted, num_classes)
 
 
 METRICS = ("mean-per-class", "all", "many", "medium", "few", "harmonic-mean", "worst-class")
