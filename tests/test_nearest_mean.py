@@ -127,3 +127,14 @@ def test_means_of_half_precision_features_do_not_overflow():
     x, y = torch.full((1000, 2), 300.0).half(), torch.zeros(1000, dtype=torch.long)  # the sum is above 65504
     assert class_means(x, y, 1).tolist() == [[300, 300]]
     assert fit_ncm(x, y, 1, distance="centered").center.tolist() == [300, 300]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@every_distance
+def test_half_precision_features_do_not_make_half_precision_means(distance, dtype):
+    """Means that hardly differ beside what all share, as after a ReLU: rounded, they would be the same."""
+    x, y = (4 + 0.1 * normal(30, 200, DIM)).to(dtype), some_labels(30, 200, 5)
+    fold, wide = fit_ncm(x, y, 5, distance=distance), fit_ncm(x.float(), y, 5, distance=distance)
+    assert torch.equal(class_means(x, y, 5), class_means(x.float(), y, 5))
+    assert torch.equal(fold(x.float()), wide(x.float()))
+    assert fold(x).dtype is torch.float32

@@ -16,7 +16,7 @@ Distance = Literal["cosine", "l2", "centered"]
 
 
 def class_means(features: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_classes: int) -> Float[Tensor, "C D"]:
-    """The mean feature of each class, [C, D]; 0 for a class without a sample.
+    """The mean feature of each class, [C, D], in float32 at least; 0 for a class without a sample.
 
     Raises:
         InputError: no samples, different lengths, a label outside 0..C-1, features that are not finite.
@@ -32,7 +32,7 @@ def class_means(features: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_c
     for part, target in zip(torch.split(features, 4096), torch.split(labels, 4096), strict=True):
         sums.index_add_(0, target, part.double())
     sizes = torch.bincount(labels, minlength=num_classes).clamp(min=1)
-    return (sums / sizes[:, None]).to(features.dtype)
+    return (sums / sizes[:, None]).to(_wide(features))
 
 
 @torch.no_grad()
@@ -60,6 +60,9 @@ def fit_ncm(
         distance: which of the above.
         allow_unseen: let a class without a training image be predicted; its mean is 0.
 
+    Returns:
+        Weight, bias and center in float32 at least, whatever the precision of the features.
+
     Raises:
         InputError: as `class_means`; an unknown distance.
 
@@ -75,7 +78,7 @@ def fit_ncm(
     means = class_means(features, labels, num_classes)
     center, bias = None, None
     if distance == "centered":
-        center = features.double().mean(dim=0).to(features.dtype)
+        center = features.double().mean(dim=0).to(_wide(features))
         means = class_means(unit(features - center), labels, num_classes)
         weight, bias = 2 * means, -(means**2).sum(dim=1) - 1
     elif distance == "l2":
@@ -85,6 +88,11 @@ def fit_ncm(
         weight = unit(means)
     bias = bias_of_unseen(bias, weight, counts, allow_unseen=allow_unseen)
     return FoldedClassifier(weight, norm="unit", bias=bias, center=center)
+
+
+def _wide(features: Tensor) -> torch.dtype:
+    """Of means: what tells those of classes apart is small beside what all share, and half precision rounds it away."""
+    return torch.promote_types(features.dtype, torch.float32)
 
 
 def check_samples(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
