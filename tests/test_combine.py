@@ -145,6 +145,19 @@ def test_heuristic_alpha_is_one_over_the_mean_cosine():
         heuristic_alpha(-x, classifier)
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.02, -0.02])
+def test_features_around_0_have_no_heuristic_alpha(shift):
+    """One over next to nothing would be an alpha of a hundred."""
+    torch.manual_seed(0)
+    classifier = tailwise.CausalClassifier(8, 3, num_heads=1)
+    x = torch.randn(50, 8)
+    classifier(x - x.mean(dim=0) + 0.1)
+    x = x - x.mean(dim=0) + shift
+    assert abs(float(head_cosine(x, classifier).mean())) < 0.1
+    chosen = heuristic_alpha(x, classifier)
+    assert (chosen.value, chosen.interval) == (0.0, (0.0, 0.0))
+
+
 def test_cross_fitting_never_predicts_what_it_has_seen():
     labels = torch.tensor([0] * 9 + [1] * 5 + [2] + [3] * 2)
     features = torch.arange(17.0)[:, None]

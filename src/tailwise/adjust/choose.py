@@ -99,13 +99,17 @@ def heuristic_alpha(
 ) -> Chosen:
     """The alpha of alpha * mean cos(x, d) = 1, the rule of thumb of Tang et al.'s authors; needs no label.
 
+    It is 0 where features lie around 0, as centered ones do, and have no direction in common: a mean cosine of 0.25 or
+    less.
+
     Args:
         features: of training or validation samples, [N, D].
         classifier: causal, cosine or capsule.
         resamples, seed: of the interval, over samples.
 
     Raises:
-        InputError: features that lean away from the head direction on average; as `head_cosine`.
+        InputError: features whose mean cosine is below -0.25, which lean away from the head direction; as
+            `head_cosine`.
 
     Limit case: features that all lie along the head direction give 1.
 
@@ -115,13 +119,12 @@ def heuristic_alpha(
     1.667
     """
     cosines = head_cosine(features, classifier).double().cpu().numpy()
-    if not len(cosines) or cosines.mean() <= 0:
-        raise checks.InputError(
-            "features: expected some that lean to the head direction, got a mean cosine of 0 or less"
-        )
+    if not len(cosines) or cosines.mean() < -NO_DIRECTION:
+        found = f"a mean cosine of {cosines.mean():.2f}" if len(cosines) else "none"
+        raise checks.InputError(f"features: expected some that lean to the head direction, got {found}")
     drawn = times_drawn(np.zeros(len(cosines), dtype=np.int64), resamples, seed)
-    means = np.maximum(cosines @ drawn / len(cosines), np.finfo(float).tiny)
-    return Chosen(float(1 / cosines.mean()), interval_of(1 / means))
+    resampled = [alpha_of(mean) for mean in cosines @ drawn / len(cosines)]
+    return Chosen(alpha_of(float(cosines.mean())), interval_of(resampled))
 
 
 def cross_fitted_predictions(
