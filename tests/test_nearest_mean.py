@@ -18,6 +18,7 @@ from decoupling_oracles import (
     some_labels,
 )
 from tailwise.adjust import class_means, fit_ncm
+from tailwise.adjust.nearest_mean import class_labels
 
 
 def test_class_means_are_means():
@@ -138,3 +139,8 @@ def test_half_precision_features_do_not_make_half_precision_means(distance, dtyp
     assert torch.equal(class_means(x, y, 5), class_means(x.float(), y, 5))
     assert torch.equal(fold(x.float()), wide(x.float()))
     assert fold(x).dtype is torch.float32
+
+
+def test_labels_go_where_the_features_are():
+    """A device without numbers: the one other device that every machine has."""
+    assert class_labels(torch.tensor([0, 1]), 2, torch.device("meta")).device.type == "meta"

@@ -105,7 +105,7 @@ def combine(
     num_classes = a.shape[1]
     if len(labels) != len(a) or not len(labels):
         raise checks.InputError(f"labels: expected one for each of {len(a)} samples, at least one, got {len(labels)}")
-    labels = class_labels(labels, num_classes)
+    labels = class_labels(labels, num_classes, a.device)
     truth = labels.cpu().numpy()
     strengths = strengths if source_prior is not None else (0.0,)
     for name, grid in (("alphas", alphas), ("strengths", strengths)):

@@ -96,7 +96,7 @@ def _wide(features: Tensor) -> torch.dtype:
 
 
 def check_samples(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Refuse training features and labels that do not fit one another; returns the labels as int64."""
+    """Refuse training features and labels that do not fit one another; returns the labels as int64, beside them."""
     checks.whole("num_classes", num_classes)
     for name, given, dims in (("features", features, 2), ("labels", labels, 1)):
         if not isinstance(given, Tensor) or given.ndim != dims:
@@ -109,12 +109,12 @@ def check_samples(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
             f"labels: expected one for each of {len(features)} features, at least one, got {len(labels)}"
         )
     checks.finite("features", features.detach().float().cpu().numpy())
-    return class_labels(labels, num_classes)
+    return class_labels(labels, num_classes, features.device)
 
 
-def class_labels(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels as int64, refused where they are no classes."""
+def class_labels(labels: Tensor, num_classes: int, device: torch.device) -> Tensor:
+    """Labels as int64 on the device of what they are used with, refused where they are no classes."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise checks.InputError(f"labels: expected whole numbers, got {labels.dtype}")
     checks.labels_in_range("labels", labels.cpu().numpy(), num_classes)
-    return labels.long()
+    return labels.to(device, torch.int64)

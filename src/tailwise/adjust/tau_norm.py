@@ -135,7 +135,7 @@ def learn_norm_power(
     z, norms = components
     if not len(labels) or len(labels) != len(z):
         raise checks.InputError(f"labels: expected one for each of {len(z)} features, at least one, got {len(labels)}")
-    labels = class_labels(labels, z.shape[1])
+    labels = class_labels(labels, z.shape[1], z.device)
     refuse_masked(z, labels)
     checks.number("lowest", lowest, below=checks.number("highest", highest))
     checks.number("tolerance", tolerance, above=0)

@@ -48,7 +48,7 @@ def fit_temperature(
         raise checks.InputError(
             f"labels: expected one for each of {len(logits)} logits, at least one, got {len(labels)}"
         )
-    labels = class_labels(labels, logits.shape[1])
+    labels = class_labels(labels, logits.shape[1], logits.device)
     weight = torch.full((len(labels),), 1 / len(labels), dtype=torch.float64, device=logits.device)
     if target_prior is not None:
         q = checks.prior("target_prior", target_prior, logits.shape[1])
