@@ -126,6 +126,16 @@ def test_auto_takes_the_first_near_the_best_in_cross_validation():
     assert by_accuracy.scores_["linear"] > model.scores_["linear"]  # of head classes, mostly
 
 
+@pytest.mark.parametrize("method", ["linear", "lws", "crt", "tde"])
+def test_inference_mode_changes_nothing(method):
+    x, y, _, _ = tailed(counts=(20, 10, 5))
+    model = LongTailClassifier(method, epochs=1, random_state=0)
+    expected = model.fit(x, y).decision_function(x)
+    with torch.inference_mode():
+        found = model.fit(x, y).decision_function(x)
+    assert np.array_equal(found, expected)
+
+
 def test_random_state_decides_everything():
     x, y, test, _ = tailed()
     one, again, other = (

@@ -94,6 +94,8 @@ def test_fits_do_not_mind_that_gradients_are_off(name):
     expected = FITS[name](x, y, 4)
     with torch.no_grad():
         assert torch.equal(FITS[name](x, y, 4).weight, expected.weight)
+    with torch.inference_mode():
+        assert torch.equal(FITS[name](x.clone(), y.clone(), 4).weight, expected.weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)

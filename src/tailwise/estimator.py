@@ -279,6 +279,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
         return [adjusted(method).double() for method in methods]
 
+    @torch.inference_mode(mode=False)  # what is made in that mode cannot be trained
     def _stream(self, kind: str, width: int, seed: int) -> Streamed[NormalizedClassifier]:
         """Untrained; its average is a plain sum, the mean of all features, since features that do not move have no
         need of a moving average."""

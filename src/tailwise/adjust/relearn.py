@@ -75,6 +75,7 @@ def relearn(
     return _train(classifier, features, labels, num_classes, settings, lambda batch: batch.to(dtype), optimizer)
 
 
+@torch.inference_mode(mode=False)  # what is made in that mode cannot be trained
 def learn_linear(
     features: Float[Tensor, "N D"],
     labels: Int[Tensor, " N"],
@@ -162,6 +163,7 @@ def fit_crt(
     return fold_linear(linear, ClassCounts.of_labels(labels.cpu().numpy(), num_classes), allow_unseen=allow_unseen)
 
 
+@torch.inference_mode(mode=False)  # what is made in that mode cannot be trained
 def fit_lws(
     features: Float[Tensor, "N D"],
     labels: Int[Tensor, " N"],

@@ -37,6 +37,7 @@ class Streamed(Generic[Classifier]):
     tensor([0, 0, 1, 1])
     """
 
+    @torch.inference_mode(mode=False)  # what is made in that mode cannot be trained
     def __init__(self, classifier: Classifier, learning_rate: float = 0.1) -> None:
         self.classifier = classifier.eval()
         self.steps = 0
