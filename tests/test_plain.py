@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import tailwise
 from reports import run
 from tailwise import InputError
 from tailwise.adjust import fit_crt, fit_lws, fit_ncm, fold_mean_direction, fold_tau_norm, learn_linear
-from tailwise.own_features import METHODS, adjust_plain, read_plain
+from tailwise.own_features import METHODS, PlainModel, adjust_plain, read_plain
 from tailwise.train import load_checkpoint
 
 COUNTS = (120, 40, 12, 6)
@@ -118,6 +119,15 @@ def test_names_in_safetensors_and_limit_case(files):
     untouched, alpha = fold_mean_direction(linear, x, 0.0)
     assert alpha == 0
     assert torch.equal(untouched(x), linear(x))
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_a_class_without_a_feature_is_never_predicted(files, method):
+    _, linear, x, y = files
+    linear.weight.data[3] = 5 * x.mean(dim=0)  # the class that it would be
+    with pytest.warns(UserWarning, match=r"1 of 4 classes .*\b3\b"):
+        found = adjust_plain(PlainModel(linear, x[y < 3], y[y < 3]), method).classifier
+    assert found(x)[:, 3].tolist() == [-math.inf] * len(x)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.02])

@@ -16,6 +16,7 @@ from tailwise.adjust import (
     fit_lws,
     fit_ncm,
     fold_linear,
+    fold_mean_direction,
     fold_tau_norm,
     fold_tde,
     learn_norm_power,
@@ -71,6 +72,7 @@ OF_COUNTS = {  # features, and counts and allow_unseen by name
     "fold_tde": lambda x, **kw: fold_tde(causal(), 1.5, **kw)(x),
     "tde": lambda x, **kw: tde(x, causal(), 1.5, **kw),
     "tde_components": tde_difference,
+    "fold_mean_direction": lambda x, **kw: fold_mean_direction(plain(), train_features(), 0.7, **kw)[0](x),
     "fold_linear": lambda x, **kw: fold_linear(plain(), **kw)(x),
     "fold_linear, scaled": lambda x, **kw: fold_linear(scaled(), **kw)(x),
 }

@@ -156,7 +156,7 @@ def _adjusted(model: PlainModel, method: str, x: Tensor, y: Tensor, strength: fl
         power = learn_norm_power(tau_norm_components(x, linear, counts=counts), y) if strength is None else strength
         return Result(method, fold_tau_norm(linear, power, counts=counts), {"norm_power": power})
     if method == "tde":
-        folded, alpha = fold_mean_direction(linear, x, strength)
+        folded, alpha = fold_mean_direction(linear, x, strength, counts=counts)
         why = {} if alpha or strength is not None else {"why": "features lie around 0: no direction to remove"}
         return Result(method, folded, {"alpha": alpha, "heuristic": True, **why})
     if method == "lws":

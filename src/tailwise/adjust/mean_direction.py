@@ -5,14 +5,21 @@ from torch import Tensor
 
 from tailwise import checks
 from tailwise.adjust.choose import alpha_of
+from tailwise.adjust.unseen import bias_of_unseen
 from tailwise.classifiers import FoldedClassifier, LinearClassifier
 from tailwise.classifiers.functional import unit
+from tailwise.counts import ClassCounts
 from tailwise.shapes import Float
 
 
 @torch.no_grad()
 def fold_mean_direction(
-    classifier: LinearClassifier, features: Float[Tensor, "N D"], alpha: float | None = None
+    classifier: LinearClassifier,
+    features: Float[Tensor, "N D"],
+    alpha: float | None = None,
+    *,
+    counts: ClassCounts | None = None,
+    allow_unseen: bool = False,
 ) -> tuple[FoldedClassifier, float]:
     """W (I - alpha d d^T) x + b, d the unit vector of the mean training feature; and the alpha.
 
@@ -25,11 +32,13 @@ def fold_mean_direction(
         features: of the training images, [N, D].
         alpha: how much is removed; None is the rule of thumb, 1 / mean cos(x, d), or 0 where that cosine is no higher
             than that of features around 0, which have no direction in common (`alpha_of`).
+        counts: training images per class; one without any is never predicted (None: all are taken to be seen).
+        allow_unseen: mask nothing.
 
     Raises:
-        InputError: another kind of classifier, features that do not fit.
+        InputError: another kind of classifier, features or counts that do not fit.
 
-    Limit case: alpha = 0 is the classifier.
+    Limit case: alpha = 0 is the classifier, less the classes it has not seen.
 
     >>> linear = tailwise.LinearClassifier(2, 2, bias=False)
     >>> _ = linear.weight.data.copy_(torch.eye(2))
@@ -46,4 +55,6 @@ def fold_mean_direction(
     checks.number("alpha", alpha)
     weight = classifier.weight.double()
     weight = weight - alpha * (weight @ direction)[:, None] * direction
-    return FoldedClassifier(weight.to(classifier.weight.dtype), bias=classifier.bias), alpha
+    weight = weight.to(classifier.weight.dtype)
+    bias = bias_of_unseen(classifier.bias, weight, counts, allow_unseen=allow_unseen)
+    return FoldedClassifier(weight, bias=bias), alpha
