@@ -110,6 +110,20 @@ def test_auto_takes_the_best_of_the_folds_and_helps(files, capsys):
     assert (adjusted(test).argmax(dim=1) == truth).float().mean() > (linear(test).argmax(dim=1) == truth).float().mean()
 
 
+def test_a_class_of_one_feature_may_be_predicted_by_all_that_keep_the_layers_rows():
+    """A fold that lacks it says nothing of what the layer knows of it."""
+    generator = torch.Generator().manual_seed(0)
+    linear, y = tailwise.LinearClassifier(8, 4), torch.tensor([0] * 12 + [1] * 6 + [2, 3])
+    linear.weight.data.copy_(5 * torch.eye(4, 8))
+    linear.bias.data.zero_()
+    x = torch.eye(4, 8)[y] + 0.01 * torch.randn(20, 8, generator=generator)
+    scores = adjust_plain(PlainModel(linear, x, y), "auto").notes["scores"]
+    assert {name: told["score"] for name, told in scores.items() if name != "tde"} == {
+        **dict.fromkeys(("plain", "la", "tau-norm", "lws"), 100),
+        **dict.fromkeys(("crt", "ncm"), 50),  # they have no row for it
+    }
+
+
 def test_names_in_safetensors_and_limit_case(files):
     folder, linear, x, _ = files
     save_file({"fc.weight": linear.weight.detach().numpy(), "bn.running": np.zeros(3)}, folder / "w.safetensors")

@@ -148,7 +148,8 @@ def write_plain(result: Result, path: Path) -> None:
 
 
 def _adjusted(model: PlainModel, method: str, x: Tensor, y: Tensor, strength: float | None) -> Result:
-    linear, counts = model.classifier, ClassCounts.of_labels(y.numpy(), model.num_classes)
+    # of all labels, not of a fold's: the layer's rows know the classes that a fold lacks, as those of "plain" do
+    linear, counts = model.classifier, ClassCounts.of_labels(model.labels.numpy(), model.num_classes)
     if method == "la":
         strength = 1.0 if strength is None else strength
         return Result(method, fold_logit_adjustment(linear, counts, temperature=strength), {"strength": strength})
@@ -160,7 +161,7 @@ def _adjusted(model: PlainModel, method: str, x: Tensor, y: Tensor, strength: fl
         why = {} if alpha or strength is not None else {"why": "features lie around 0: no direction to remove"}
         return Result(method, folded, {"alpha": alpha, "heuristic": True, **why})
     if method == "lws":
-        return Result(method, fit_lws(x, y, linear))
+        return Result(method, fit_lws(x, y, linear, counts=counts))
     if method == "crt":
         return Result(method, fit_crt(x, y, model.num_classes))
     if method == "ncm":

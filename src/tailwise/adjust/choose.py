@@ -143,6 +143,7 @@ def cross_fitted_predictions(
     nothing needs adjusting. Each class is dealt out to the folds evenly. The only sample of a class is predicted by
     a classifier that knows nothing of the class, and says as little about any value, provided that this classifier
     never predicts the class: give what `fit` or `predict` adjusts with the counts of the labels that `fit` was given.
+    What keeps the rows of a layer that was trained elsewhere knows the class from there and may predict it.
     Of such classes no warning is given.
 
     Args:

@@ -174,6 +174,7 @@ def fit_lws(
     learning_rate: float = 0.2,
     weight_decay: float = 5e-4,
     seed: int = 0,
+    counts: ClassCounts | None = None,
     allow_unseen: bool = False,
 ) -> FoldedClassifier:
     """Learnable weight scaling on stored features: s * (W x + b), s learnt, W and b as they were trained.
@@ -182,6 +183,7 @@ def fit_lws(
 
     Args:
         classifier: linear, as trained; without bias the result has none.
+        counts: training images per class, where `labels` are of a part of them; None is of `labels`.
         allow_unseen: let a class without a training image be predicted.
 
     Raises:
@@ -205,7 +207,8 @@ def fit_lws(
         weight_decay=weight_decay,
         seed=seed,
     )
-    return fold_linear(scaled, ClassCounts.of_labels(labels.cpu().numpy(), num_classes), allow_unseen=allow_unseen)
+    counts = ClassCounts.of_labels(labels.cpu().numpy(), num_classes) if counts is None else counts
+    return fold_linear(scaled, counts, allow_unseen=allow_unseen)
 
 
 @torch.no_grad()
