@@ -66,6 +66,7 @@ def read_plain(
 
     weights: "weight" [C, D], or the only array whose name ends so, or the only one of two dimensions. Its bias [C], if
     it has one, is named as it is: "fc.weight" and "fc.bias", "kernel" and "bias", "W" and "b".
+    A "kernel" is [D, C], as Keras and Flax store it.
 
     Raises:
         InputError: a file that cannot be read; arrays that are absent, ambiguous or do not fit one another; no bias of
@@ -73,6 +74,7 @@ def read_plain(
     """
     arrays = read_arrays(weights)
     name, weight = _named(weights, arrays, "weight", dims=2)
+    weight = weight.T if name.endswith("kernel") else weight
     bias = _bias(weights, arrays, name, len(weight))
     train = _samples(features, labels, weight.shape)
     if (val_features is None) != (val_labels is None):
