@@ -129,14 +129,19 @@ def evaluated(folder, capsys, *options):
 
 def expect_situation(page, source, method, asked):
     """The per-class table and the confusion of groups, against what is measured here."""
-    shown, rows, matrices = page.columns(), [], []
+    shown, rows, matrices, taken = page.columns(), [], [], [[] for _ in range(10)]
     for seed in source.seeds:
         test, made = seed.stores.test(), seed.made(method, asked)
         predicted = made.model.classifier(features_of(test)).argmax(dim=1).numpy()
         rows.append(per_class_accuracy(predicted, np.asarray(test.labels), 10))
         matrices.append(group_confusion(predicted, np.asarray(test.labels), seed.published))
+        for c, wrong in enumerate(taken):
+            wrong.append(predicted[(np.asarray(test.labels) == c) & (predicted != c)])
     for c, mean in enumerate(np.mean(rows, axis=0)):
         assert shown[str(c)][6].split(" ± ")[0] == f"{mean:.1f}"
+        times = np.bincount(np.concatenate(taken[c]), minlength=10) / len(source.seeds)  # a seed's, as its test images
+        most = f"{times.argmax()} ({times.max():g})" if times.any() else "-"
+        assert shown[str(c)][8] == most
     trs = "[...document.querySelectorAll('#confusion-rows tr')]"
     texts = page.run(f"return {trs}.map((row) => [...row.cells].slice(1).map((c) => c.firstChild.data))")
     for group, (right, *wrong) in enumerate(np.array(texts, dtype=float)):

@@ -112,7 +112,7 @@ function situation(run, value) {
   };
 }
 
-// For each class the wrong class that it is predicted as most often, over all seeds, and of how many samples.
+// For each class the wrong class that it is predicted as most often over all seeds, and how often a seed does so.
 function takenFor(seeds, size) {
   const total = new Map();
   for (const { wrong } of seeds) for (const [key, times] of wrong) total.set(key, (total.get(key) ?? 0) + times);
@@ -124,7 +124,7 @@ function takenFor(seeds, size) {
       most[label] = { class: predicted, times };
     }
   }
-  return most;
+  return most.map((found) => found && { class: found.class, times: found.times / seeds.length });
 }
 
 // One decimal, as Python prints it: an exact tie goes to the even digit. (Only x.25 and x.75 are exact ties.)

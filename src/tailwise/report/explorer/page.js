@@ -144,7 +144,7 @@ function showTable() {
       number(figure(before.classes[c])),
       number(figure(now.classes[c]), "now-value"),
       number(change === null ? "-" : printed(change, true), change > 0 ? "up" : change < 0 ? "down" : ""),
-      element("td", {}, ...(taken ? [className(run, taken.class), ` (${taken.times})`] : ["-"])),
+      element("td", {}, ...(taken ? [className(run, taken.class), ` (${+taken.times.toFixed(1)})`] : ["-"])),
     );
   });
   at("class-rows").replaceChildren(...rows);
