@@ -184,6 +184,28 @@ def test_the_page_on_own_features_runs(capsys):
     assert "Combination(" in capsys.readouterr().out
 
 
+def test_counts_are_those_that_the_layer_was_trained_on(files, capsys):
+    """Held-out features are often as many of each class: their labels know nothing of the layer's prior."""
+    folder, linear, x, y = files
+    few = torch.cat([torch.nonzero(y == label).flatten()[:5] for label in range(3)])  # and class 3 has none
+    np.save(folder / "f.npy", x[few].numpy())
+    np.save(folder / "y.npy", y[few].numpy())
+    np.save(folder / "counts.npy", np.array(COUNTS))
+    code, out, err = run(capsys, *arguments(folder, "--method", "la", "--counts", str(folder / "counts.npy")))
+    assert (code, err) == (0, "")
+    assert "prior of the counts" in out
+    found = load_checkpoint(folder / "out.safetensors").state
+    torch.testing.assert_close(found["bias"], (linear.bias - (torch.tensor(COUNTS) * 4 / 178).log()).detach())
+    with pytest.warns(UserWarning, match=r"1 of 4 classes .*\b3\b"):
+        assert run(capsys, *arguments(folder, "--method", "la"))[0] == 0
+    even = load_checkpoint(folder / "out.safetensors").state["bias"][:3] - linear.bias[:3].detach()
+    torch.testing.assert_close(even, even[:1].expand(3))
+    for wrong in ([1, 2, 3], [1, 2, 3, -4], [1, 2, 3, 0.5], [0, 0, 0, 0]):
+        np.save(folder / "wrong.npy", np.array(wrong))
+        code, _, err = run(capsys, *arguments(folder, "--method", "la", "--counts", str(folder / "wrong.npy")))
+        assert (code, "wrong.npy: expected 4 numbers of images, got" in err) == (2, True)
+
+
 def test_misuse_is_one_line(files, capsys):
     folder, _, x, _ = files
     np.savez(folder / "two.npz", **{"a.weight": np.zeros((4, 8)), "b.weight": np.zeros((4, 8))})

@@ -38,12 +38,15 @@ class PlainModel:
     """The last layer as trained, and features [N, D] with labels [N] to adjust it on.
 
     val: features and labels to choose on, of other images, best unseen by the layer; None is folds of the first.
+    counts: images per class that the layer was trained on, whose prior "la" removes and without which a class is never
+        predicted; None takes the labels for a fair sample of them.
     """
 
     classifier: LinearClassifier
     features: Tensor
     labels: Tensor
     val: tuple[Tensor, Tensor] | None = None
+    counts: ClassCounts | None = None
 
     @property
     def num_classes(self) -> int:
@@ -60,13 +63,19 @@ class Result:
 
 
 def read_plain(
-    weights: Path, features: Path, labels: Path, val_features: Path | None = None, val_labels: Path | None = None
+    weights: Path,
+    features: Path,
+    labels: Path,
+    val_features: Path | None = None,
+    val_labels: Path | None = None,
+    counts: Path | None = None,
 ) -> PlainModel:
     """Read .npy, .npz or .safetensors files; both of val or neither.
 
     weights: "weight" [C, D], or the only array whose name ends so, or the only one of two dimensions. Its bias [C], if
     it has one, is named as it is: "fc.weight" and "fc.bias", "kernel" and "bias", "W" and "b".
     A "kernel" is [D, C], as Keras and Flax store it.
+    counts: [C], the images of each class that the layer was trained on.
 
     Raises:
         InputError: a file that cannot be read; arrays that are absent, ambiguous or do not fit one another; no bias of
@@ -85,7 +94,14 @@ def read_plain(
         if given is not None and parameter is not None:
             checks.finite(str(weights), given)
             parameter.data.copy_(torch.from_numpy(given.astype(np.float32)))
-    return PlainModel(classifier, *train, val)
+    return PlainModel(classifier, *train, val, _counts(counts, len(weight)) if counts else None)
+
+
+def _counts(path: Path, num_classes: int) -> ClassCounts:
+    found = _named(path, read_arrays(path), "counts", dims=1)[1]
+    if len(found) != num_classes or (found < 0).any() or (found != np.floor(found)).any() or not found.any():
+        raise checks.InputError(f"{path}: expected {num_classes} numbers of images, got {found.tolist()}")
+    return ClassCounts(tuple(int(count) for count in found))
 
 
 def _samples(features: Path, labels: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -105,8 +121,8 @@ def _samples(features: Path, labels: Path, shape: tuple[int, ...]) -> tuple[Tens
 def adjust_plain(model: PlainModel, method: str, *, strength: float | None = None) -> Result:
     """Adjust a plain model's last layer.
 
-    "la" subtracts strength (1) times log prior; "tau-norm" has strength for its power (None: learned); "lws", "crt" and
-    "ncm" are trained on the features; "tde" is a heuristic here, see `fold_mean_direction`. "auto" is
+    "la" subtracts strength (1) times the log prior of `counts`; "tau-norm" has strength for its power (None: learned);
+    "lws", "crt" and "ncm" are trained on the features; "tde" is a heuristic here, see `fold_mean_direction`. "auto" is
     `choose_method` by mean per-class accuracy on val, or on five cross-fitted folds where there is none; the model
     itself, "plain", comes first.
 
@@ -151,10 +167,12 @@ def write_plain(result: Result, path: Path) -> None:
 
 def _adjusted(model: PlainModel, method: str, x: Tensor, y: Tensor, strength: float | None) -> Result:
     # of all labels, not of a fold's: the layer's rows know the classes that a fold lacks, as those of "plain" do
-    linear, counts = model.classifier, ClassCounts.of_labels(model.labels.numpy(), model.num_classes)
+    linear, counts = model.classifier, model.counts or ClassCounts.of_labels(model.labels.numpy(), model.num_classes)
     if method == "la":
         strength = 1.0 if strength is None else strength
-        return Result(method, fold_logit_adjustment(linear, counts, temperature=strength), {"strength": strength})
+        prior = "of the labels" if model.counts is None else "of the counts"
+        folded = fold_logit_adjustment(linear, counts, temperature=strength)
+        return Result(method, folded, {"strength": strength, "prior": prior})
     if method == "tau-norm":
         power = learn_norm_power(tau_norm_components(x, linear, counts=counts), y) if strength is None else strength
         return Result(method, fold_tau_norm(linear, power, counts=counts), {"norm_power": power})

@@ -33,6 +33,10 @@ def adjust(
         Path | None, Parameter(help="With --weights: features to choose the method on; default: folds of --features.")
     ] = None,
     val_labels: Annotated[Path | None, Parameter(help="Their classes.")] = None,
+    counts: Annotated[
+        Path | None,
+        Parameter(help="With --weights: images per class that it was trained on [C]; default: those of --labels."),
+    ] = None,
     out: Annotated[
         Path | None, Parameter(help="With --weights: the file to write (default: adjusted.safetensors).")
     ] = None,
@@ -43,7 +47,7 @@ def adjust(
     With --weights W --features F --labels Y --method plain|la|tau-norm|lws|crt|ncm|tde|auto it adjusts the last layer
     of any model; --alpha and --power are numbers then, and tde is a heuristic (the mean feature as head direction).
     """
-    files = (weights, features, labels, val_features, val_labels)
+    files = (weights, features, labels, val_features, val_labels, counts)
     if any(files):
         of_runs = {
             "metric": metric,
@@ -96,7 +100,7 @@ def adjust(
 def _adjust_plain(
     run: Path | None,
     settings: Sequence[str],
-    files: tuple[Path | None, Path | None, Path | None, Path | None, Path | None],
+    files: tuple[Path | None, ...],
     out: Path | None,
     method: str | None,
     alpha: str | None,
@@ -105,7 +109,7 @@ def _adjust_plain(
     *,
     json: bool,
 ) -> None:
-    weights, features, labels, val_features, val_labels = files
+    weights, features, labels, val_features, val_labels, counts = files
     if run or settings or not (weights and features and labels):
         raise checks.InputError(
             "adjust: expected a run folder, or --weights, --features and --labels, got a part of both"
@@ -121,7 +125,7 @@ def _adjust_plain(
         raise checks.InputError(f"val-features: expected --method auto, which chooses on them, got {method}")
     from tailwise.own_features import adjust_plain, read_plain, write_plain
 
-    model = read_plain(weights, features, labels, val_features, val_labels)
+    model = read_plain(weights, features, labels, val_features, val_labels, counts)
     result = adjust_plain(model, method or "auto", strength=strength)
     out = out or Path("adjusted.safetensors")
     write_plain(result, out)
