@@ -198,7 +198,10 @@ def test_a_budget_stops_at_a_snapshot_and_the_rest_is_the_same(out, tmp_path):
 
 
 def test_a_second_stage_of_a_run_stops_and_goes_on(out, tmp_path):
-    """`measure.adjust` out of time leaves a snapshot, and what it makes in two parts is what it makes in one."""
+    """`measure.adjust` out of time leaves a snapshot, and what it makes in two parts is what it makes in one.
+
+    It goes on whatever other rows are asked for by then, but not with another second stage.
+    """
     rows = []
     for name, parts in (("one", 1), ("two", 2)):
         shutil.copytree(out / "digits-lt", tmp_path / name)
@@ -211,6 +214,12 @@ def test_a_second_stage_of_a_run_stops_and_goes_on(out, tmp_path):
                 measure.adjust(trained, "fine-tune", save_every=60.0, until=0.0)
             assert (seed.path / "last-fine-tune.safetensors").is_file()
             assert "fine-tune" not in seed.results()["rows"]
+            other = override([recipe], ["second.fine-tune.stage.epochs=3"])[0]
+            with pytest.raises(InputError, match=r"taken with recipe.second.fine-tune.stage.epochs 2, got 3"):
+                measure.adjust(measure.open_trained(seed, None, other), "fine-tune", save_every=60.0)
+            more = catalog.with_second_stage(recipe, "fine-tune-slow")
+            more = override([more], ["metric=few", "ncm.distance=l2"])[0]
+            trained = measure.open_trained(seed, None, more.model_copy(update={"methods": ("joint",)}))
         result, _ = measure.adjust(trained, "fine-tune", save_every=60.0)
         assert not list(seed.path.glob("last-*"))
         rows.append(result["rows"]["fine-tune"])

@@ -131,12 +131,20 @@ class Place:
 def check_about(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     """Refuse to go on from a file that was made by other settings or of other data; there: what it says of them.
 
+    Of a second stage ("method" names it) other methods and what is adjusted without training are no part.
+
     Raises:
         InputError: something differs, which is named.
     """
     there, here = (flat({**about, "recipe": what_counts(about.get("recipe"))}) for about in (there, here))
     there.setdefault("data_hash", here.get("data_hash"))  # which files have not always held
-    for key in sorted(there.keys() | here.keys()):
+    keys = there.keys() | here.keys()
+    if method := here.get("method"):
+        idle = ("recipe.methods.", "recipe.second.", *(f"recipe.{name}." for name in ("tde", "tau_norm", "ncm")))
+        keys = {key for key in keys if not key.startswith(idle) or key.startswith(f"recipe.second.{method}.")}
+        if here.get("recipe.protocol") == "paper":
+            keys -= {"recipe.metric"}  # no epoch is chosen by it
+    for key in sorted(keys):
         if there.get(key) != here.get(key):
             raise checks.InputError(
                 f"{path}: taken with {key} {there.get(key)}, got {here.get(key)}; it cannot go on here"
