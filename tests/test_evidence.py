@@ -109,6 +109,33 @@ def test_what_is_the_same_first_stage():
     assert plan.changes(elsewhere) == {}
 
 
+def test_where_nothing_is_drawn_the_subset_seed_is_no_setting():
+    """Benchmarks come with their subset, and but for iNaturalist with a val: seeds of `tailwise train` are found."""
+
+    def keys(name, protocol):
+        drawn = ("null", 0, 3)
+        recipes = [override([RECIPES[name]], [f"protocol={protocol}", f"data.subset_seed={one}"])[0] for one in drawn]
+        return {first_stage(recipe, 2) for recipe in recipes}
+
+    for name in ("imagenet-lt/tde", "places-lt/joint", "inaturalist-2018/tde"):
+        for protocol in ("paper", "legacy", "clean"):
+            carved = protocol == "clean" and name.startswith("inat")
+            assert len(keys(name, protocol)) == (3 if carved else 1)
+    assert len(keys("cifar100-lt/tde", "paper")) == 3
+
+
+def test_under_legacy_rows_and_alpha_choose_the_epoch():
+    """TDE's accuracy does, if it is among the rows; under other protocols neither is a part of training."""
+
+    def keys(protocol):
+        asked = ("de-confound", []), ("tde", []), ("tde", ["tde.fixed_alpha=3"])
+        recipes = (override([RECIPES[f"digits-lt/{name}"]], [f"protocol={protocol}", *more]) for name, more in asked)
+        return [first_stage(recipe, 0) for (recipe,) in recipes]
+
+    assert len(set(keys("legacy"))) == 3
+    assert len(set(keys("paper"))) == len(set(keys("clean"))) == 1
+
+
 def test_what_is_committed_is_found_again():
     """A record goes on from its seeds: their keys are those of today's recipes, whatever settings came since."""
     records = [json.loads(path.read_text()) for path in sorted((Path(__file__).parents[1] / "results").glob("*.json"))]

@@ -14,13 +14,14 @@ from tailwise.experiments import detection_runs, runs
 from tailwise.experiments.adjusters import strengths_of
 from tailwise.experiments.detection_runs import DetectionSeed
 from tailwise.recipes.catalog import with_second_stage
-from tailwise.recipes.datasets import SubsetSettings
+from tailwise.recipes.datasets import BenchmarkSettings, SubsetSettings
 from tailwise.recipes.detection import DetectionRecipe
+from tailwise.recipes.methods import tde_of
 from tailwise.recipes.schema import Recipe, SecondStageSettings
 from tailwise.recipes.stages import Settings
 from tailwise.report.detection import PRECISIONS
 from tailwise.report.summary import mean_and_std
-from tailwise.reproduction.targets import Target
+from tailwise.reproduction.targets import VAL_IS_TEST, Target
 
 DEEPEST = 4  # folders between --out and a run
 FIRST_STAGE = {"data", "backbone", "classifier", "stages", "protocol", "metric", "allow_unseen"}
@@ -70,11 +71,20 @@ def first_stage(recipe: Recipe | DetectionRecipe, seed: int) -> str:
         settings = {key: value for key, value in told.items() if key in FIRST_STAGE}
         if recipe.protocol == "paper":
             settings.pop("metric", None)  # no epoch is chosen by it
+        if recipe.protocol == "legacy" and tde_of(recipe.classifier.name) in recipe.methods:
+            settings["epoch_by_alpha"] = strengths_of(recipe)[0]  # the epoch is chosen by TDE's accuracy
     for name in ("kept", "workers"):
         settings["data"].pop(name, None)  # where images lie and who reads them is no setting of training
-    if getattr(recipe.data, "subset_seed", seed) is None:
+    if isinstance(recipe, Recipe) and isinstance(recipe.data, BenchmarkSettings) and not _carved(recipe):
+        settings["data"].pop("subset_seed", None)
+    elif getattr(recipe.data, "subset_seed", seed) is None:
         settings["data"]["subset_seed"] = seed
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _carved(recipe: Recipe) -> bool:
+    """Whether a benchmark's val is a part of train, drawn by the subset seed; else that seed draws nothing."""
+    return recipe.protocol == "clean" and recipe.data.name in VAL_IS_TEST
 
 
 def _told(settings: Settings) -> dict[str, Any]:
