@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -180,6 +181,19 @@ def test_rows_of_later_tables_are_made_from_the_run(out, tmp_path, capsys):
     table = run(capsys, "reproduce", "kang-1", *rows, "--out", folder, "--seeds", "1")[1]
     assert "single run" in table
     assert "Joint" not in table  # which was not asked for
+
+
+@pytest.mark.usefixtures("printed_rows_alone")
+def test_rows_chosen_by_another_metric_are_made(out, tmp_path, monkeypatch):
+    shutil.copytree(out / "digits-lt", tmp_path / "digits-lt")
+    tau = targets.Target("digits-lt-50", "tau", "all", "tau-norm", recipe=RECIPES["digits-lt/decoupling"])
+    by = override([tau.recipe], ["metric=few"])[0]
+    monkeypatch.setattr(plan, "targets_of", lambda *_: [replace(tau, recipe=by)])
+    made = plan.plan(Request("kang-1", tmp_path, seeds=1))
+    assert made.jobs[0].missing == ["tau-norm"]
+    assert reproduce.work(made, Silent()) == []
+    assert made.left == []
+    assert made.jobs[0].finished.results()["rows"]["tau-norm"]["norm_power"]["by"] == "few"
 
 
 @pytest.mark.usefixtures("printed_rows_alone")

@@ -232,7 +232,7 @@ def _run(job: Job, request: Request, watch: Watch, until: float | None) -> list[
     assert seed
     assert isinstance(whole, Recipe)
     notes = []
-    planned_after = {key: getattr(whole, key) for key in ("tde", "tau_norm", "ncm")}
+    planned_after = {key: getattr(whole, key) for key in ("tde", "tau_norm", "ncm", "metric")}
     for method in job.missing:
         recipe = seed.recipe.model_copy(update={**planned_after, "second": {**seed.recipe.second, **whole.second}})
         try:
