@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from tailwise import InputError
 from tailwise.experiments import runs
@@ -12,7 +14,7 @@ from tailwise.experiments.build_data import build_data
 from tailwise.experiments.watch import Silent
 from tailwise.recipes.catalog import RECIPES
 from tailwise.recipes.overrides import override
-from tailwise.report.reproduction import span
+from tailwise.report.reproduction import print_plan, span
 from tailwise.reproduction import estimate, plan, reproduce, targets
 from tailwise.reproduction.plan import Job, Request
 
@@ -75,6 +77,32 @@ def test_out_of_memory_costs_one_training(tmp_path, monkeypatch):
     assert plan.plan_record(made)["runs"][0]["lacks"] == "failed: out of memory"
     assert reproduce.work(made, Silent()) == [f"digits-lt/linear seed {seed}: out of memory" for seed in (0, 1)]
     assert {line["reason"] for line in reproduce.record(made)["lines"]} == {"failed: out of memory"}
+
+
+def test_a_run_goes_on_with_its_own_arithmetic_and_says_so(tmp_path, monkeypatch, capsys):
+    """Who reads the images and where they lie is as asked: no result depends on it."""
+    base = override([RECIPES["imagenet-lt/tde"]], ["protocol=paper", "data.subset_seed=0"])
+    begun = override(base, ["compute.workers=2", "compute.threads=2", "data.kept=/old"])[0]
+    folder = tmp_path / "mine"
+    (folder / "seed-0.partial").mkdir(parents=True)
+    runs.write_json(folder / runs.RECIPE, {"format": runs.FORMAT, "recipe": runs.recorded(begun)})
+    asked = ["compute.workers=3", "compute.precision=bf16", "compute.threads=2", "data.kept=/new"]
+    target = targets.Target("imagenet-lt", "row", "all", "tde", recipe=override(base, asked)[0])
+    monkeypatch.setattr(plan, "targets_of", lambda *_: [target])
+    monkeypatch.setattr(plan, "_data", lambda *_: build_data(RECIPES["digits-lt/tde"], 0, None))
+    monkeypatch.setattr(plan, "timed_cost", lambda *_: estimate.Cost(1.0, 0, "steps"))
+    made = plan.plan(Request("tang-2", tmp_path, seeds=2, settings=tuple(asked)))
+    for job in made.jobs:
+        recipe = job.begins_with
+        assert (job.folder, recipe.data.kept, recipe.compute.workers) == (folder, "/new", 3)
+        assert recipe.compute.precision == "float32"
+    record = plan.plan_record(made)
+    assert record["runs"][0]["goes_on_with"] == ["compute.precision=float32"]
+    print_plan(Console(), record)
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"imagenet-lt/tde goes on with compute.precision=float32, as {folder} was begun" in said
+    alike = replace(made.request, settings=tuple(asked[2:]))
+    assert plan.plan_record(replace(made, request=alike))["runs"][0]["goes_on_with"] == []
 
 
 def test_what_an_option_says_is_no_setting(tmp_path):

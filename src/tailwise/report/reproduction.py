@@ -81,6 +81,13 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
         console.print(table)
         if seeds:
             _say(console, "estimates: training alone, on a machine that does nothing else; memory is that of training")
+    for run in runs:
+        if run["goes_on_with"]:
+            _say(
+                console,
+                f"{run['recipe']} goes on with {', '.join(run['goes_on_with'])}, as {run['folder']} was begun; "
+                "to train as asked: another --out",
+            )
     cannot = {run["lacks"]: 0 for run in plan["runs"] if run["lacks"]}
     for run in plan["runs"]:
         if run["lacks"]:

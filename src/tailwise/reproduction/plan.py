@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tailwise.reproduction.targets import Target, about, selected, targets_of
 # Classifiers whose stores are adjusted in every way that needs no images, for what stands beside the printed rows
 PLAIN = ("linear", "joint", "cosine", "capsule", "de-confound")
 WITHOUT_EFFECT = ("compute.", "data.kept", "data.workers")  # of settings: what is trained is the same
+IDLE = ("data.kept=", "data.workers=", "compute.workers=")  # with which a run may go on, whatever it was begun with
 NAMED_ELSEWHERE = {"protocol": "--protocol", "data.subset_seed": "--subset-seed", "seeds": "--seeds"}
 FROM_STORES = ("ncm", "ncm-centered", "tau-norm", "crt-stored", "lws-stored", "logit-adjustment")
 
@@ -168,7 +169,7 @@ def plan(request: Request, tell: Callable[[str], None] = lambda _: None) -> Plan
                 recipe = planned(target, protocol, request)
                 key = first_stage(recipe, seed)
                 if (key, seed) not in jobs:
-                    run = run_of(begun, key, seed)
+                    run = run_to_go_on(begun, key, seed, request)
                     folder = run.path if run else _new_folder(recipe, key, request.out)
                     jobs[key, seed] = Job(key, seed, recipe, folder, run, borrowed=_borrowed(target))
                 job = jobs[key, seed]
@@ -208,6 +209,7 @@ def plan_record(made: Plan) -> dict[str, Any]:
                 "seconds": sum(job.seconds or 0.0 for job in left),
                 "memory": cost.memory if cost else None,
                 "estimated_from": cost.origin if cost else None,
+                "goes_on_with": _not_as_asked(first, made.request) if left else [],
                 "lacks": first.lacks and first.lacks + f" ({first.said})" * bool(first.said),
             }
         )
@@ -222,6 +224,12 @@ def plan_record(made: Plan) -> dict[str, Any]:
         "memory": max((job.cost.memory for job in made.jobs if job.cost), default=0),
         "lacks": {reason: sum(target.lacks == reason for target in made.asked) for reason in lacking},
     }
+
+
+def run_to_go_on(begun: Sequence[Begun], key: str, seed: int, request: Request) -> Begun | None:
+    """The run that has a first stage, with what is asked for of who reads its images and where they lie."""
+    run, idle = run_of(begun, key, seed), [setting for setting in request.settings if setting.startswith(IDLE)]
+    return run and replace(run, recipe=override([run.recipe], idle)[0])
 
 
 def subset_seed_of(made: Plan) -> int | None:
@@ -259,6 +267,13 @@ def changes(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
 def _borrowed(target: Target) -> bool:
     """Whether the paper quotes a row, or does not print it; plain cross-entropy is what all else is compared with."""
     return (target.quoted is not None or not target.asked) and target.method != "joint"
+
+
+def _not_as_asked(job: Job, request: Request) -> list[str]:
+    """How a run does its arithmetic, where something else is asked for: its seeds are trained alike."""
+    here, there = (runs.flat(one.compute.model_dump(), "compute") for one in (job.recipe, job.begins_with))
+    asked = {setting.partition("=")[0] for setting in request.settings}
+    return [f"{name}={_short(there[name])}" for name in here if name in asked and here[name] != there[name]]
 
 
 def _new_folder(recipe: Recipe | DetectionRecipe, key: str, out: Path) -> Path:
