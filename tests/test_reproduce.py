@@ -275,6 +275,21 @@ def test_a_seed_that_another_process_trains_is_left_to_it(table, tmp_path):
 
 
 @pytest.mark.usefixtures("printed_rows_alone")
+def test_two_calls_train_what_they_share_once(table, tmp_path):
+    """Planned before either began, by other rows and so for folders of other names; one at a time trains a seed."""
+    first, second = (plan.plan(Request("kang-1", tmp_path, rows=rows, seeds=1)) for rows in (("B+C",), ("joint",)))
+    (other,), (job,) = first.jobs, second.jobs
+    assert other.folder != job.folder
+    with owned(tmp_path / f"seed-0-{job.key}"):  # as the other one does while it trains
+        (note,) = reproduce.work(second, Silent())
+    assert (job.lacks, job.finished, "expected no other process" in note) == ("in work", None, True)
+    other.methods, job.lacks = ["joint"], None
+    assert reproduce.work(first, Silent()) == reproduce.work(second, Silent()) == []
+    (run,) = begun_below(tmp_path)
+    assert (run.path, job.folder) == (other.folder, other.folder)
+
+
+@pytest.mark.usefixtures("printed_rows_alone")
 def test_other_protocols_stand_beside(out, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(out, folder)
@@ -341,6 +356,9 @@ def test_a_record_outlives_its_runs(out, tmp_path):
     assert json.loads(kept.read_text()) == content
     with pytest.raises(InputError, match="record: expected a folder"):
         reproduce.Recorded(recorded.made, tmp_path / "nowhere/kept.json")
+    elsewhere = replace(recorded.made, request=replace(recorded.made.request, out=kept))
+    with pytest.raises(InputError, match=r"out: cannot make .*kept\.json \(File exists\)"):
+        reproduce.Recorded(elsewhere, None)
 
 
 def test_a_run_on_other_data_has_no_verdict(out, monkeypatch):

@@ -15,7 +15,7 @@ from tailwise import checks
 from tailwise.data.protocols import PROTOCOLS
 from tailwise.experiments import detection_experiment, experiment, measure, runs
 from tailwise.experiments.detection_runs import DetectionSeed
-from tailwise.experiments.owned import TakenError
+from tailwise.experiments.owned import TakenError, owned
 from tailwise.experiments.resume import OutOfTime
 from tailwise.experiments.trained import Asked, Trained
 from tailwise.experiments.watch import Watch
@@ -34,7 +34,17 @@ from tailwise.reproduction.evidence import (
     row_name,
     usable_rows,
 )
-from tailwise.reproduction.plan import WITHOUT_EFFECT, Job, Plan, Request, changes, planned, protocol_of, subset_seed_of
+from tailwise.reproduction.plan import (
+    WITHOUT_EFFECT,
+    Job,
+    Plan,
+    Request,
+    changes,
+    planned,
+    protocol_of,
+    run_to_go_on,
+    subset_seed_of,
+)
 from tailwise.reproduction.targets import Target, about
 
 FORMAT = "tailwise-reproduction/1"
@@ -174,12 +184,12 @@ class Recorded:
         self.before = runs.read_json(to) if to is not None and to.exists() else None
         if to is not None and not to.parent.is_dir():
             raise checks.InputError(f"record: expected a folder to write in, got {to.parent}, which is none")
+        _make_folder(made.request.out)
         record(made, self.before)  # what will not do is found before anything is trained
 
     def write(self) -> dict[str, Any]:
         """Write and return it."""
         content = record(self.made, self.before)
-        self.own.parent.mkdir(parents=True, exist_ok=True)
         runs.write_json(self.own, content)
         runs.write_text(self.page, markdown(content))
         if self.to is not None:
@@ -213,13 +223,17 @@ def hardware() -> dict[str, Any]:
 def _run(job: Job, request: Request, watch: Watch, until: float | None) -> list[str]:
     """Train a job's seed if it is not there, then every row that is missing. Returns why some could not be made."""
     how: dict[str, Any] = {"data_dir": request.data_dir, "device": request.device, "watch": watch, "until": until}
-    begun = job.begins_with
     if job.finished is None:
-        if isinstance(begun, DetectionRecipe):
-            detection_experiment.train_detectors([begun], [job.seed], job.folder, resume=True, **how)
-        else:
-            experiment.train([begun], [job.seed], job.folder, resume=True, **how)
-        job.run = Begun(job.folder, begun)
+        _make_folder(request.out)
+        with owned(request.out / f"seed-{job.seed}-{job.key}"):  # calls of other tables may have folders of other names
+            run = run_to_go_on(begun_below(request.out), job.key, job.seed, request)  # begun by one since the plan
+            job.run, job.folder = (run, run.path) if run else (job.run, job.folder)
+            begun = job.begins_with
+            if isinstance(begun, DetectionRecipe):
+                detection_experiment.train_detectors([begun], [job.seed], job.folder, resume=True, **how)
+            else:
+                experiment.train([begun], [job.seed], job.folder, resume=True, **how)
+            job.run = Begun(job.folder, begun)
     seed, whole = job.finished, job.whole
     if isinstance(seed, DetectionSeed):
         assert isinstance(whole, DetectionRecipe)
@@ -244,6 +258,13 @@ def _run(job: Job, request: Request, watch: Watch, until: float | None) -> list[
             job.failed[method] = why(error)
             notes.append(f"{job.recipe.name} seed {job.seed}, {method}: {why(error)}")
     return notes
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise checks.InputError(f"out: cannot make {out} ({error.strerror})") from error
 
 
 def _finished(begun: Sequence[Begun], data_dir: Path | None = None) -> Disk:
