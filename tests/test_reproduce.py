@@ -403,6 +403,18 @@ def test_a_row_of_other_settings_does_not_count(out):
     assert run_of([run], "other", 0) is None
 
 
+def test_a_second_stage_of_other_settings_is_not_taken_for_ours(out, monkeypatch):
+    """Of rows that share a first stage, the recipe that reports one says what it is."""
+    ours = RECIPES["digits-lt/decoupling"]
+    longer = override([ours], ["second.crt.stage.epochs=7"])[0]
+    of = (("joint", ours), ("crt", longer))
+    found = [targets.Target("digits-lt-50", method, "all", method, recipe=recipe) for method, recipe in of]
+    monkeypatch.setattr(plan, "targets_of", lambda *_: found)
+    monkeypatch.setattr(plan, "_estimate", lambda *_: None)
+    lines = reproduce.record(plan.plan(Request("kang-1", out, rows=("crt",), seeds=1)))["lines"]
+    assert [line["ours"] for line in lines if line["method"] == "crt"] == [{}]
+
+
 def test_claims_of_trained_runs(out, monkeypatch):
     """Norms and samplers from what is on disk, computed again here; a gain only over the rows that are there."""
     target = targets.Target("digits", "row", "all", "joint", recipe=RECIPES["digits-lt/decoupling"])

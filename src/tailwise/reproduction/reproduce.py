@@ -5,7 +5,7 @@ import platform
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from tailwise.experiments.resume import OutOfTime
 from tailwise.experiments.trained import Asked, Trained
 from tailwise.experiments.watch import Watch
 from tailwise.recipes.detection import DetectionRecipe
-from tailwise.recipes.schema import Recipe
+from tailwise.recipes.schema import Recipe, SecondStageSettings
 from tailwise.report.reproduction import markdown
 from tailwise.reproduction.estimate import FAILURES, why
 from tailwise.reproduction.evidence import (
@@ -140,15 +140,15 @@ def record(made: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
                 raise checks.InputError(f"record: expected one of {what} {_said(here)}, got {_said(there)}")
     runs_there = {run["key"]: dict(run) for run in (before or {}).get("runs", [])}
     disk = _finished(begun_below(request.out), request.data_dir)
+    second = _second_stages(made)
     lines = []
     for target in made.targets:
         seeds_of: dict[str, list[dict[str, Any]]] = {}
         key, asked = None, target in made.asked
-        for protocol in PROTOCOLS if target.recipe else ():
-            recipe = planned(target, protocol, request)
-            if protocol != (target.under if target.on_val else protocol_of(recipe)):
-                continue
-            found, seeds_of[protocol] = _collect(target, recipe, disk, runs_there)
+        for protocol, recipe, found in _under(target, request):
+            if isinstance(recipe, Recipe):
+                recipe = recipe.model_copy(update={"second": {**recipe.second, **second[found]}})
+            seeds_of[protocol] = _collect(target, recipe, found, disk, runs_there)
             key = found if protocol == target.under else key
         failed = next((job.lacks for job in made.jobs if job.key == key and job.lacks), None)
         of_row = (job.failed[target.method] for job in made.jobs if job.key == key and target.method in job.failed)
@@ -281,11 +281,28 @@ def _finished(begun: Sequence[Begun], data_dir: Path | None = None) -> Disk:
     return found
 
 
+def _under(target: Target, request: Request) -> Iterator[tuple[str, Recipe | DetectionRecipe, str]]:
+    """(protocol, recipe, first stage) of each protocol that a target's number may be found under."""
+    for protocol in PROTOCOLS if target.recipe else ():
+        recipe = planned(target, protocol, request)
+        if protocol == (target.under if target.on_val else protocol_of(recipe)):
+            yield protocol, recipe, first_stage(recipe, 0)
+
+
+def _second_stages(made: Plan) -> dict[str, dict[str, SecondStageSettings]]:
+    """First stage -> the second stages of the rows made from it, each by the recipe that reports it."""
+    found: dict[str, dict[str, SecondStageSettings]] = {}
+    for target in made.targets:
+        for _, recipe, key in _under(target, made.request):
+            stages = recipe.second if isinstance(recipe, Recipe) else {}
+            found.setdefault(key, {}).update({name: one for name, one in stages.items() if name == target.method})
+    return found
+
+
 def _collect(
-    target: Target, recipe: Recipe | DetectionRecipe, disk: Disk, runs_there: dict[str, Any]
-) -> tuple[str, list[dict[str, Any]]]:
-    """(first stage, what is known of every seed of it); what is on disk goes into `runs_there` by the first stage."""
-    key = first_stage(recipe, 0)
+    target: Target, recipe: Recipe | DetectionRecipe, key: str, disk: Disk, runs_there: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What is known of every seed of a first stage; what is on disk goes into `runs_there` by that."""
     known = {seed["seed"]: seed for seed in runs_there.get(key, {}).get("seeds", [])}
     for seed in disk.get(key, []):
         rows, earlier = usable_rows(seed.results, recipe), known.get(seed.folder.seed)
@@ -300,7 +317,7 @@ def _collect(
         seeds = [known[number] for number in sorted(known)]
         changed = [f"{name}={value}" for name, value in changes(recipe).items()]
         runs_there[key] = {"key": key, "recipe": recipe.name, "changed": changed, "seeds": seeds}
-    return key, list(runs_there.get(key, {}).get("seeds", []))
+    return list(runs_there.get(key, {}).get("seeds", []))
 
 
 def _reason(target: Target, seeds: Sequence[dict[str, Any]], failed: str | None, request: Request) -> str | None:
