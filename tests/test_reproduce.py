@@ -335,6 +335,10 @@ def test_what_is_printed_of_val_is_compared_with_val(table, tmp_path, monkeypatc
     shown = capsys.readouterr().out
     assert "from the same first stages, of test, protocol clean, no number in print:" in shown
     assert " +0.0  single run" in shown  # no minus before nothing
+    (seed / "checkpoint.safetensors").unlink()
+    lines = reproduce.record(made)["lines"]
+    assert {line["verdict"] for line in lines} == {"not run"}
+    assert all(line["reason"].startswith("failed: ") and "checkpoint.safetensors" in line["reason"] for line in lines)
 
 
 def test_a_record_outlives_its_runs(out, tmp_path):

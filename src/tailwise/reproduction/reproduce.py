@@ -144,16 +144,16 @@ def record(made: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
     lines = []
     for target in made.targets:
         seeds_of: dict[str, list[dict[str, Any]]] = {}
-        key, asked = None, target in made.asked
+        key, lost, asked = None, None, target in made.asked
         for protocol, recipe, found in _under(target, request):
             if isinstance(recipe, Recipe):
                 recipe = recipe.model_copy(update={"second": {**recipe.second, **second[found]}})
-            seeds_of[protocol] = _collect(target, recipe, found, disk, runs_there)
-            key = found if protocol == target.under else key
+            seeds_of[protocol], without = _collect(target, recipe, found, disk, runs_there)
+            key, lost = (found, without) if protocol == target.under else (key, lost)
         failed = next((job.lacks for job in made.jobs if job.key == key and job.lacks), None)
         of_row = (job.failed[target.method] for job in made.jobs if job.key == key and target.method in job.failed)
         failed = next((f"failed: {text}" for text in of_row), failed)
-        reason = _reason(target, seeds_of.get(target.under, []), failed, request)
+        reason = _reason(target, seeds_of.get(target.under, []), failed or lost, request)
         line = compared(target, seeds_of, reason)
         if target.asked or asked or line["ours"]:
             lines.append({**line, "asked": asked, "key": key})
@@ -301,14 +301,21 @@ def _second_stages(made: Plan) -> dict[str, dict[str, SecondStageSettings]]:
 
 def _collect(
     target: Target, recipe: Recipe | DetectionRecipe, key: str, disk: Disk, runs_there: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """What is known of every seed of a first stage; what is on disk goes into `runs_there` by that."""
+) -> tuple[list[dict[str, Any]], str | None]:
+    """What is known of every seed of a first stage, and why a row cannot be made of one.
+
+    What is on disk goes into `runs_there` by the first stage.
+    """
+    lost = None
     known = {seed["seed"]: seed for seed in runs_there.get(key, {}).get("seeds", [])}
     for seed in disk.get(key, []):
         rows, earlier = usable_rows(seed.results, recipe), known.get(seed.folder.seed)
         if (target.alpha is not None or target.on_val) and isinstance(recipe, Recipe):
             of = measure.val_row if target.on_val else Trained.row
-            rows[row_name(target)] = of(seed.opened, target.method, Asked(alpha=target.alpha))
+            try:
+                rows[row_name(target)] = of(seed.opened, target.method, Asked(alpha=target.alpha))
+            except checks.InputError as error:  # such as a checkpoint that is gone: the other seeds have theirs
+                lost = f"failed: {error}"
         found = kept(seed.results, rows)
         if earlier and earlier["checkpoint"] == seed.results["checkpoint"]:
             found["rows"] = {**earlier["rows"], **found["rows"]}
@@ -317,7 +324,7 @@ def _collect(
         seeds = [known[number] for number in sorted(known)]
         changed = [f"{name}={value}" for name, value in changes(recipe).items()]
         runs_there[key] = {"key": key, "recipe": recipe.name, "changed": changed, "seeds": seeds}
-    return list(runs_there.get(key, {}).get("seeds", []))
+    return list(runs_there.get(key, {}).get("seeds", [])), lost
 
 
 def _reason(target: Target, seeds: Sequence[dict[str, Any]], failed: str | None, request: Request) -> str | None:
