@@ -26,8 +26,8 @@ FRAMEWORKS = {
 }
 PASS = (
     "pass: the mean of three seeds or more lies at most a tolerance below what is printed: 1 point on CIFAR, for "
-    "De-confound and TDE there 1.5, for few 2, for numbers very likely of val or of a split that is not said 1.5, "
-    "else 0.5; fewer seeds: no verdict"
+    "De-confound and TDE there 1.5, for few and APr 2, for numbers very likely of val or of a split that is not said "
+    "1.5, else 0.5; fewer seeds: no verdict"
 )
 
 
