@@ -187,10 +187,10 @@ def plan_record(made: Plan) -> dict[str, Any]:
     by_run: dict[str, list[Job]] = {}
     for job in made.jobs:
         by_run.setdefault(job.key, []).append(job)
-    found = []
+    found, every_left = [], made.left
     for jobs in by_run.values():
         first = jobs[0]
-        left = [job for job in jobs if job in made.left]
+        left = [job for job in jobs if job in every_left]
         cost = next((job.cost for job in jobs if job.cost), None)
         found.append(
             {
