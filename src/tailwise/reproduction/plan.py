@@ -228,8 +228,12 @@ def plan_record(made: Plan) -> dict[str, Any]:
 
 def run_to_go_on(begun: Sequence[Begun], key: str, seed: int, request: Request) -> Begun | None:
     """The run that has a first stage, with what is asked for of who reads its images and where they lie."""
-    run, idle = run_of(begun, key, seed), [setting for setting in request.settings if setting.startswith(IDLE)]
-    return run and replace(run, recipe=override([run.recipe], idle)[0])
+    run = run_of(begun, key, seed)
+    if run is None:
+        return None
+    recipes: list[Any] = [run.recipe]
+    idle = [setting for setting in request.settings if setting.startswith(IDLE)]
+    return replace(run, recipe=override(recipes, idle)[0])
 
 
 def subset_seed_of(made: Plan) -> int | None:
