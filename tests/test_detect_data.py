@@ -269,6 +269,23 @@ def test_writing_is_the_inverse_of_reading(tmp_path, federated):
         assert torch.equal(again[index].image, pixels[index])
 
 
+@pytest.mark.parametrize("file", ["{}/photo.png", "i/../../photo.png"])
+def test_a_file_beyond_the_folder_of_images_is_read_but_never_written(tmp_path, file):
+    picture(tmp_path / "photo.png")
+    photo = (tmp_path / "photo.png").read_bytes()
+    content = changed("images", 1, "file_name", to=file.format(tmp_path))
+    picture(tmp_path / "in/train2017/000000000011.jpg")
+    (tmp_path / "in/i").mkdir()
+    split = read_split(written(tmp_path, content), tmp_path / "in")
+    with pytest.raises(InputError, match=r"split: expected files below the folder of images, got .*/photo.png of imag"):
+        write_split(
+            DetectionSplit(split.truth, lambda index: 255 - split.read(index)), tmp_path / "b.json", tmp_path / "in"
+        )
+    assert (tmp_path / "photo.png").read_bytes() == photo
+    assert not (tmp_path / "b.json").exists()
+    assert torch.equal(split[0].image, split[1].image)  # the first was not written either
+
+
 def test_masks_are_the_same_after_run_lengths():
     masks = np.random.default_rng(0).integers(0, 2, (5, 7, 9))
     np.testing.assert_array_equal(decode(encode(masks), (7, 9)), masks)

@@ -51,8 +51,13 @@ def write_split(split: DetectionSplit, annotations: Path, images: Path) -> None:
         images: the folder below which each image's `file` is written.
 
     Raises:
-        InputError: Pillow is not installed.
+        InputError: a `file` that is absolute or has "..", where other images may lie; Pillow is not installed.
     """
+    for known in split.truth.images:
+        if os.path.isabs(known.file) or ".." in Path(known.file).parts:
+            raise checks.InputError(
+                f"split: expected files below the folder of images, got {known.file} of image {known.image_id}"
+            )
     for index, known in enumerate(split.truth.images):
         path = Path(images) / known.file
         path.parent.mkdir(parents=True, exist_ok=True)
