@@ -1,5 +1,6 @@
 """Detectors: Eq. 9 in every stage, averages over stages, hard cases, masks, what is shared between ways to predict."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -190,6 +191,22 @@ def test_an_image_alone_or_in_a_batch_is_the_same(trained):
     assert wide.boxes[:, 2].max() <= 96  # in pixels of the image as it was
     assert wide.boxes[:, 2].max() > 64
     assert all(mask[:2] == (64, 96) for mask in wide.masks)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_regions_are_cut_from_where_they_are_whatever_image_is_seen_first(trains):
+    """Resized it is 12 pixels high, padded 32: by the former, the finest map would have half its size."""
+    square = example([(2, 2, 28, 28)], [1], side=30)
+    masks = np.pad(square.masks.numpy(), ((0, 0), (0, 0), (0, 120)))
+    strip = replace(square, image=torch.nn.functional.pad(square.image, (0, 120)), rles=encode(masks))
+    detector = small().train(trains)
+    with torch.no_grad():
+        if trains:
+            detector([strip])
+        else:
+            detector.detections(detector.look([strip.image]), Inference(per_image=5))
+    pools = [detector.mask_pool, *(stage.pool for stage in detector.stages)]
+    assert [pool.scales for pool in pools] == [[1 / 4, 1 / 8, 1 / 16]] * 4
 
 
 def brute_force(boxes, scores, how):

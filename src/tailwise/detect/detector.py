@@ -50,11 +50,13 @@ class Sizes:
 class Regions:
     """What a detector sees in images before anything is decided: the expensive part, the same for every `Inference`.
 
-    maps: of features. sizes, originals: height and width of each image, resized and as it was. boxes: of the last
-    stage, [R, B, 4] for each image. stages: what each says of all regions, image by image. image_ids: as given.
+    maps: of features. padded: height and width of what they are of. sizes, originals: height and width of each image,
+    resized and as it was. boxes: of the last stage, [R, B, 4] for each image. stages: what each says of all regions,
+    image by image. image_ids: as given.
     """
 
     maps: dict[str, Tensor]
+    padded: Size
     sizes: tuple[Size, ...]
     originals: tuple[Size, ...]
     boxes: tuple[Tensor, ...]
@@ -149,7 +151,7 @@ class Detector(nn.Module):
             sampled = stage.sample(proposals, truths)
             boxes = [part.boxes for part in sampled]
             labels = torch.cat([part.labels for part in sampled])
-            features = stage.features(maps, boxes, images.image_sizes)
+            features = stage.features(maps, boxes, _padded(images))
             deltas = stage.deltas(features)
             losses[f"class_{number}"] = weight * stage.loss(stage.classifier(features, labels), labels)
             losses[f"box_{number}"] = weight * stage.box_loss(deltas, sampled, truths)
@@ -159,7 +161,7 @@ class Detector(nn.Module):
             if self.mask_heads:
                 shown = stage.sample(proposals, truths) if self.framework == "htc" else sampled
                 shown = [part.positive() for part in shown]
-                logits = self._mask_logits(number, maps, shown, images.image_sizes)
+                logits = self._mask_logits(number, maps, shown, _padded(images))
                 losses[f"mask_{number}"] = weight * mask_loss(logits, shown, truths)
         return losses
 
@@ -175,18 +177,19 @@ class Detector(nn.Module):
         if self.training:
             raise checks.InputError("detector: expected it in eval mode, got one in train mode")
         resized, maps = self._maps(images)
+        padded = _padded(resized)
         boxes, _ = self.rpn(resized, maps)
         stages = []
         for number, stage in enumerate(self.stages):
             assert isinstance(stage, BoxStage)
-            features = stage.features(maps, boxes, resized.image_sizes)
+            features = stage.features(maps, boxes, padded)
             stages.append(_stage_logits(stage, features))
             moved = stage.moved(stage.deltas(features), boxes, resized.image_sizes)
             if number < len(self.stages) - 1:
                 boxes = [part[:, 0] for part in moved]
         originals = tuple((int(image.shape[1]), int(image.shape[2])) for image in images)
         ids = tuple(range(len(images)) if image_ids is None else image_ids)
-        return Regions(maps, tuple(resized.image_sizes), originals, tuple(moved), tuple(stages), ids)
+        return Regions(maps, padded, tuple(resized.image_sizes), originals, tuple(moved), tuple(stages), ids)
 
     @torch.no_grad()
     def detections(self, regions: Regions, *hows: Inference) -> list[list[Detections]]:
@@ -238,11 +241,9 @@ class Detector(nn.Module):
             )
         return resized, maps
 
-    def _mask_logits(
-        self, number: int, maps: dict[str, Tensor], shown: Sequence[Sampled], sizes: Sequence[Size]
-    ) -> Tensor:
+    def _mask_logits(self, number: int, maps: dict[str, Tensor], shown: Sequence[Sampled], padded: Size) -> Tensor:
         """Of one stage's head, on what the heads before it saw where it takes that."""
-        x, seen = self.mask_pool(maps, [part.boxes for part in shown], list(sizes)), None
+        x, seen = self.mask_pool(maps, [part.boxes for part in shown], [padded]), None
         heads = [head for head in self.mask_heads if isinstance(head, MaskHead)]
         for head in heads[: number + 1] if self.framework == "htc" else heads[number : number + 1]:
             seen = head.features(x, seen)
@@ -261,7 +262,7 @@ class Detector(nn.Module):
         rles: dict[int, Rle] = {}
         for chosen in torch.split(torch.arange(len(of_box), device=places.device), MASKS_AT_ONCE):
             mine = (which >= chosen[0]) & (which <= chosen[-1])
-            x, seen = self.mask_pool(maps, [boxes[chosen]], [regions.sizes[number]]), None
+            x, seen = self.mask_pool(maps, [boxes[chosen]], [regions.padded]), None
             stages = []
             for head in self.mask_heads:
                 assert isinstance(head, MaskHead)
@@ -290,6 +291,11 @@ def _proposals(channels: int, sizes: Sizes) -> RegionProposalNetwork:
         post_nms_top_n={"training": train, "testing": test},
         nms_thresh=0.7,
     )
+
+
+def _padded(images: ImageList) -> Size:
+    height, width = images.tensors.shape[-2:]
+    return height, width
 
 
 def _in_full_precision(_: nn.Module, __: object, maps: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:

@@ -91,9 +91,12 @@ class BoxStage(nn.Module):
         # torchvision's matching, sampling and box coding; its inference settings are never used
         self.torchvision = RoIHeads(None, None, None, iou, iou, regions, 0.25, weights, 0.0, 0.5, 0)
 
-    def features(self, maps: dict[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
-        """What the classifier sees of each region, [N, width]."""
-        x: Tensor = self.hidden(self.pool(maps, list(boxes), list(sizes)))
+    def features(self, maps: dict[str, Tensor], boxes: Sequence[Tensor], padded: Size) -> Tensor:
+        """What the classifier sees of each region, [N, width]; padded: the size that the maps are of.
+
+        By it torchvision finds the scale of each map, once for good, from the first images that it is shown.
+        """
+        x: Tensor = self.hidden(self.pool(maps, list(boxes), [padded]))
         return x
 
     def deltas(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N B 4"]:
