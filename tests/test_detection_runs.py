@@ -17,12 +17,21 @@ from tailwise.checks import InputError
 from tailwise.counts import ClassCounts
 from tailwise.data import benchmarks
 from tailwise.data.preparing import prepare
-from tailwise.detect import Truth, average_precision, digit_scenes_lt, write_split
+from tailwise.detect import Detections, DetectionSplit, Truth, average_precision, digit_scenes_lt, write_split
 from tailwise.detect.backbones import resnet_fpn
+from tailwise.detect.detector import Detector
+from tailwise.detect.inference import Inference
 from tailwise.detect.loading import ExampleBatches, Examples, flipped, image_repeat_draw
 from tailwise.detect.lvis import lvis
 from tailwise.experiments import detection_experiment, runs
-from tailwise.experiments.detection_experiment import add_rows, measured, measured_again, open_detector, train_detectors
+from tailwise.experiments.detection_experiment import (
+    add_rows,
+    measured,
+    measured_again,
+    open_detector,
+    predicted,
+    train_detectors,
+)
 from tailwise.experiments.detection_runs import open_detection_run
 from tailwise.experiments.owned import TakenError, owned
 from tailwise.experiments.watch import Silent
@@ -195,6 +204,44 @@ def test_the_same_rows_come_of_it_again(suite, data):
     assert rows == seed.results()["rows"]
     assert rows["tde"]["APbox"] == average_precision(data.test.truth, found["tde"], "box")["AP"]
     assert rows["tde"]["AP"] == average_precision(data.test.truth, found["tde"], "mask")["AP"]
+
+
+class Looks(Detector):
+    """Only looks: it knows of which sizes images were that it was shown together, and finds nothing."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.together = []
+
+    def look(self, images, image_ids):
+        self.together.append({tuple(image.shape) for image in images})
+        return image_ids
+
+    def detections(self, image_ids, *hows):
+        nothing = np.zeros(0, np.float32)
+        found = [Detections(i, np.zeros((0, 4), np.float32), nothing, nothing.astype(np.int64)) for i in image_ids]
+        return [found for _ in hows]
+
+
+def test_images_are_looked_at_with_those_of_their_size_alone(data):
+    """Beside a larger one an image is padded, which changes what is found in it."""
+    sides = [80, 64, 80, 64, 80, 80, 80]
+    images = [replace(one, width=w) for one, w in zip(data.test.truth.images, sides, strict=False)]
+    truth = replace(data.test.truth, images=tuple(images))
+    split = DetectionSplit(truth, lambda index: torch.zeros(3, 80, sides[index], dtype=torch.uint8))
+    looks = Looks()
+    found = predicted(looks, split, {"baseline": Inference()}, torch.device("cpu"))["baseline"]
+    assert looks.together == [{(3, 80, 80)}, {(3, 80, 80)}, {(3, 80, 64)}]
+    assert [one.image_id for one in found] == [image.image_id for image in images]
+
+
+def test_a_process_may_have_no_image_to_look_at(data, monkeypatch):
+    for name, value in {"count": 3, "rank": 2}.items():
+        monkeypatch.setattr(detection_experiment.ranks, name, lambda value=value: value)
+    monkeypatch.setattr(detection_experiment.ranks, "gathered", lambda mine: [mine])
+    looks = Looks()
+    assert predicted(looks, data.test.take([0, 1]), {"baseline": Inference()}, torch.device("cpu")) == {"baseline": []}
+    assert not looks.together
 
 
 def test_detect_draws_before_and_after(suite, data, capsys, tmp_path):

@@ -169,6 +169,8 @@ class Detector(nn.Module):
     def look(self, images: Sequence[Tensor], image_ids: Sequence[int] | None = None) -> Regions:
         """What there is to decide on in images, uint8 [3, H, W] each; for a detector in eval mode.
 
+        Images of several sizes are padded to the largest, which changes a little of what is found in the smaller ones.
+
         image_ids: what detections are to name their images; by default their numbers, from 0.
 
         Raises:

@@ -134,17 +134,27 @@ def predicted(
     detector: Detector, split: DetectionSplit, hows: Mapping[str, Inference], device: torch.device
 ) -> dict[str, list[Detections]]:
     """What is found in every image, in the split's order, by row; each process takes a part of the images."""
-    mine = torch.arange(len(split)).tensor_split(ranks.count())[ranks.rank()]
-    found: dict[str, list[Detections]] = {name: [] for name in hows}
+    mine = torch.arange(len(split)).tensor_split(ranks.count())[ranks.rank()].tolist()
+    found: dict[str, dict[int, Detections]] = {name: {} for name in hows}
     was_training = detector.training
     with on_device(detector.eval(), device):
-        for batch in torch.split(mine, AT_ONCE):
-            examples = [split[int(index)] for index in batch]
+        for batch in _of_one_size(split, mine):
+            examples = [split[index] for index in batch]
             regions = detector.look([one.image.to(device) for one in examples], [one.image_id for one in examples])
             for name, answers in zip(hows, detector.detections(regions, *hows.values()), strict=True):
-                found[name] += answers
+                found[name].update(zip(batch, answers, strict=True))
     detector.train(was_training)
-    return {name: [one for part in ranks.gathered(answers) for one in part] for name, answers in found.items()}
+    in_order = {name: [answers[index] for index in mine] for name, answers in found.items()}
+    return {name: [one for part in ranks.gathered(answers) for one in part] for name, answers in in_order.items()}
+
+
+def _of_one_size(split: DetectionSplit, indices: Sequence[int]) -> list[list[int]]:
+    """A few images at a time: beside a larger one an image is padded, and what is found in it depends on that."""
+    of_size: dict[tuple[int, int], list[int]] = {}
+    for index in indices:
+        image = split.truth.images[index]
+        of_size.setdefault((image.height, image.width), []).append(index)
+    return [same[start : start + AT_ONCE] for same in of_size.values() for start in range(0, len(same), AT_ONCE)]
 
 
 def add_rows(
