@@ -324,6 +324,7 @@ def test_a_mask_is_the_mean_over_stages_and_each_sees_the_one_before(monkeypatch
 
 def test_half_precision_moves_boxes_in_full(monkeypatch):
     detector, seen = small(), []
+    detector.rpn.anchor_generator.register_forward_hook(lambda module, given, anchors: seen.extend(anchors))
     detector.rpn.register_forward_hook(lambda module, given, answer: seen.extend(answer[0]))
     for stage in detector.stages:
 

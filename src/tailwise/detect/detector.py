@@ -279,6 +279,7 @@ class Detector(nn.Module):
 
 def _proposals(channels: int, sizes: Sizes) -> RegionProposalNetwork:
     anchors = AnchorGenerator(tuple((side,) for side in sizes.anchors), ((0.5, 1.0, 2.0),) * len(sizes.anchors))
+    anchors.register_forward_pre_hook(_of_full_precision)
     train, test = sizes.proposals
     head = RPNHead(channels, 3)
     head.register_forward_hook(_in_full_precision)
@@ -298,6 +299,12 @@ def _proposals(channels: int, sizes: Sizes) -> RegionProposalNetwork:
 def _padded(images: ImageList) -> Size:
     height, width = images.tensors.shape[-2:]
     return height, width
+
+
+def _of_full_precision(_: nn.Module, given: tuple[ImageList, list[Tensor]]) -> tuple[ImageList, list[Tensor]]:
+    """A hook: torchvision gives anchors the precision of the maps, whose size and device is all it takes."""
+    images, maps = given
+    return images, [part.new_empty((), dtype=torch.float32).expand(part.shape) for part in maps]
 
 
 def _in_full_precision(_: nn.Module, __: object, maps: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
