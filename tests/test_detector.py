@@ -242,6 +242,17 @@ def test_the_best_of_all_candidates_are_found_though_few_are_looked_at(boxes_of_
         assert places.tolist() == brute_force(boxes, scores, how)
 
 
+def test_what_is_kept_of_a_class_depends_neither_on_its_number_nor_on_other_candidates():
+    """The two overlap by 0.504, but by less than half once moved by 1,202 images in single precision."""
+    pair = torch.tensor([[[900.06, 600.0, 908.06, 610.0]], [[902.7, 600.0, 910.7, 610.0]]])
+    whole = torch.tensor([[[0.0, 0.0, 1333.0, 800.0]]])
+    for boxes in (pair, torch.cat([pair, whole])):
+        scores = torch.zeros(len(boxes), 1203)
+        scores[:2, 1202] = torch.tensor([0.9, 0.8])
+        scores[2:, 0] = 0.5
+        assert (best_places(boxes, scores, Inference()) % 1203 == 1202).sum() == 1
+
+
 def test_boxes_at_places():
     boxes = torch.arange(24.0).view(2, 3, 4)
     assert boxes_at(boxes, torch.tensor([4]), 3).tolist() == [boxes[1, 1].tolist()]

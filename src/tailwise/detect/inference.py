@@ -124,7 +124,8 @@ def best_places(boxes: Float[Tensor, "R B 4"], scores: Float[Tensor, "R C"], how
     while True:
         best, places = candidates.topk(taken)
         found = boxes_at(boxes, places, scores.shape[1])
-        keep = batched_nms(found, best, places % scores.shape[1], how.nms_threshold)[: how.per_image]
+        # in double precision: torchvision moves the classes apart, each by an image, and pixels must hold all the same
+        keep = batched_nms(found.double(), best.double(), places % scores.shape[1], how.nms_threshold)[: how.per_image]
         if len(keep) == how.per_image or taken == every:
             return places[keep]
         taken = min(every, 4 * taken)
