@@ -155,6 +155,13 @@ def test_a_bad_annotation_is_named_by_its_id_or_left_out(tmp_path, case):
     assert line.startswith("annotation 100: ")
 
 
+@pytest.mark.parametrize("key", ["bbox", "id"])
+def test_of_a_category_whose_annotation_was_left_out_more_may_be_there(tmp_path, key):
+    """To find what the bad annotation meant is no error."""
+    path = written(tmp_path, changed("annotations", 1, key, to={"bbox": [6, 0, 0, 6], "id": 100}[key]))
+    assert [image.not_exhaustive for image in read_truth(path, on_bad="skip").images] == [{1, 3}, set()]
+
+
 @pytest.mark.parametrize(
     ("content", "message", "left"),
     [

@@ -41,7 +41,8 @@ def read_truth(path: Path, *, on_bad: OnBad = "error") -> Truth:
 
     Args:
         path: of the json file.
-        on_bad: "skip" leaves out the images and annotations that "error" refuses, and lists them in `Truth.skipped`.
+        on_bad: "skip" leaves out the images and annotations that "error" refuses, and lists them in `Truth.skipped`; an
+            annotation's category is not exhaustive then.
 
     Raises:
         InputError: no such file, no json, a category without id or name, or with another's id; with "error" also an
@@ -59,17 +60,25 @@ def read_truth(path: Path, *, on_bad: OnBad = "error") -> Truth:
     images: dict[int, dict[str, Any]] = {}
     for raw in _list(path, content, "images"):
         with reading.of("image", raw):
-            images[_new_id(raw, images)] = _sized(raw)
+            images[_new_id(_object(raw), images)] = _sized(raw)
     annotations = _list(path, content, "annotations") if "annotations" in content else []
     has_masks = any("segmentation" in raw for raw in annotations if isinstance(raw, dict))
     instances: dict[int, list[_Instance]] = {image_id: [] for image_id in images}
+    left_out: dict[int, set[int]] = {image_id: set() for image_id in images}
     seen: set[int] = set()
     for raw in annotations:
         with reading.of("annotation", raw):
-            seen.add(_new_id(raw, seen))
-            image = _known(raw, "image_id", images)
-            instances[raw["image_id"]].append(_instance(raw, image, _known(raw, "category_id", label_of), has_masks))
-    truths = tuple(_image_truth(raw, instances[image_id], label_of, reading) for image_id, raw in images.items())
+            image, label = _known(_object(raw), "image_id", images), _known(raw, "category_id", label_of)
+            try:
+                seen.add(_new_id(raw, seen))
+                instances[raw["image_id"]].append(_instance(raw, image, label, has_masks))
+            except checks.InputError:
+                left_out[raw["image_id"]].add(label)  # what it meant is there all the same, and may be found
+                raise
+    truths = tuple(
+        _image_truth(raw, instances[image_id], left_out[image_id], label_of, reading)
+        for image_id, raw in images.items()
+    )
     federated = any("neg_category_ids" in raw for raw in images.values())
     return Truth(tuple(categories), truths, federated, tuple(reading.skipped))
 
@@ -164,9 +173,13 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _new_id(raw: Any, taken: Container[int]) -> int:
+def _object(raw: Any) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise checks.InputError(f"expected a json object, got {raw!r:.60}")
+    return raw
+
+
+def _new_id(raw: dict[str, Any], taken: Container[int]) -> int:
     if not _is_id(raw.get("id")):
         raise checks.InputError(f"expected a whole number as id, got {raw.get('id')!r}")
     if raw["id"] in taken:
@@ -232,7 +245,7 @@ def _box(raw: object, height: int, width: int) -> tuple[float, float, float, flo
 
 
 def _image_truth(
-    raw: dict[str, Any], instances: list[_Instance], label_of: dict[int, int], reading: _Reading
+    raw: dict[str, Any], instances: list[_Instance], left_out: set[int], label_of: dict[int, int], reading: _Reading
 ) -> ImageTruth:
     labels: dict[str, frozenset[int]] = {}
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
@@ -257,5 +270,5 @@ def _image_truth(
         annotation_ids=np.array([instance.id for instance in instances], dtype=np.int64),
         masks=tuple(instance.mask for instance in instances if instance.mask),
         negative=labels["neg_category_ids"],
-        not_exhaustive=labels["not_exhaustive_category_ids"],
+        not_exhaustive=labels["not_exhaustive_category_ids"] | left_out,
     )
