@@ -348,9 +348,10 @@ def test_broken_results_are_named_by_their_place(tmp_path):
         path.write_text(json.dumps([good, wrong]))
         with pytest.raises(InputError, match=f"r.json: detection 1: {message}"):
             read_results(path, known)
-    path.write_text("[{")
-    with pytest.raises(InputError, match="expected results as json"):
-        read_results(path, known)
+    for broken in ("[{", "[" * 100_000):
+        path.write_text(broken)
+        with pytest.raises(InputError, match="expected results as json"):
+            read_results(path, known)
     path.write_text("{}")
     with pytest.raises(InputError, match="expected a list of detections, got a dict"):
         read_results(path, known)

@@ -4,7 +4,7 @@ A message names the file and the annotation, image or category by its id.
 """
 
 import json
-import math
+import sys
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -143,7 +143,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(Path(path).read_bytes())
     except OSError as error:
         raise checks.InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise checks.InputError(f"{path}: expected json, got a broken file ({error})") from error
     if not isinstance(content, dict):
         raise checks.InputError(f"{path}: expected images, annotations and categories, got a {type(content).__name__}")
@@ -170,7 +170,7 @@ def _category(path: Path, raw: Any) -> Category:
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _object(raw: Any) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def _instance(raw: dict[str, Any], image: dict[str, Any], label: int, has_masks:
 
 def number(name: str, raw: object) -> float:
     """A finite number from json, else an InputError."""
-    if not isinstance(raw, int | float) or isinstance(raw, bool) or not math.isfinite(raw):
+    if not isinstance(raw, int | float) or isinstance(raw, bool) or not abs(raw) <= sys.float_info.max:
         raise checks.InputError(f"{name}: expected a finite number, got {raw!r:.60}")
     return float(raw)
 

@@ -46,10 +46,9 @@ def from_segmentation(segmentation: object, height: int, width: int) -> Rle:
     [[[1, 1], [0, 0]]]
     """
     if isinstance(segmentation, dict):
-        if list(segmentation.get("size", ())) != [height, width]:
-            raise checks.InputError(
-                f"expected a mask of the image's size {[height, width]}, got {segmentation.get('size')}"
-            )
+        size = segmentation.get("size")
+        if not isinstance(size, list | tuple) or list(size) != [height, width]:
+            raise checks.InputError(f"expected a mask of the image's size {[height, width]}, got {size!r:.60}")
     elif isinstance(segmentation, list) and segmentation:
         for polygon in segmentation:
             _check_polygon(polygon, height, width)
@@ -81,9 +80,10 @@ def _check_polygon(polygon: object, height: int, width: int) -> None:
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         raise checks.InputError(f"expected polygons of at least three points x, y, got {polygon!r:.60}")
     try:
-        bounds = min(polygon[::2]), max(polygon[::2]), min(polygon[1::2]), max(polygon[1::2])
-        inside = sum(polygon) < math.inf and min(bounds) >= -1 and bounds[1] <= width + 1 and bounds[3] <= height + 1
-    except TypeError as error:
+        total = float(sum(polygon))
+        bounds = [float(most(polygon[axis::2])) for axis in (0, 1) for most in (min, max)]
+        inside = total < math.inf and min(bounds) >= -1 and bounds[1] <= width + 1 and bounds[3] <= height + 1
+    except (TypeError, OverflowError) as error:
         raise checks.InputError(f"expected numbers in a polygon, got {polygon!r:.60}") from error
     if not inside:
         raise checks.InputError(

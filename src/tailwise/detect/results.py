@@ -66,7 +66,7 @@ def read_results(path: Path, truth: Truth) -> list[Detections]:
     """
     try:
         raw = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise checks.InputError(
             f"{path}: expected results as json, got a file that cannot be read ({error})"
         ) from error
