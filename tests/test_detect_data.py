@@ -106,10 +106,12 @@ def test_coco_is_not_federated_and_test_files_have_no_annotations(tmp_path):
             empty.counts_by_images()
 
 
-def test_boxes_alone(tmp_path):
+@pytest.mark.parametrize("none", [{}, {"segmentation": []}, {"segmentation": None}])
+def test_boxes_alone(tmp_path, none):
     content = copy.deepcopy(LVIS)
     for annotation in content["annotations"]:
         del annotation["segmentation"]
+        annotation |= none
     (first, _) = read_truth(written(tmp_path, content)).images
     assert first.masks == ()
     assert first.areas.tolist() == [6, 12]  # the second has none in the file

@@ -313,7 +313,7 @@ def test_results_of_other_tools_may_have_boxes_or_masks_alone(tmp_path):
     known = truth(image(1, [THERE], [CAT]))
     mask = {"size": [SIDE, SIDE], "counts": drawn([THERE])[0].counts.decode()}
     (tmp_path / "r.json").write_text(
-        json.dumps([{"image_id": 1, "category_id": 3, "score": 1, "bbox": [2, 2, 10, 10]}])
+        json.dumps([{"image_id": 1, "category_id": 3, "score": 1, "bbox": [2, 2, 10, 10], "segmentation": []}])
     )
     assert average_precision(known, read_results(tmp_path / "r.json", known))["AP"] == pytest.approx(100)
     (tmp_path / "r.json").write_text(json.dumps([{"image_id": 1, "category_id": 3, "score": 1, "segmentation": mask}]))

@@ -36,8 +36,8 @@ def read_truth(path: Path, *, on_bad: OnBad = "error") -> Truth:
     Categories are ordered by id, and labels are 1..C in that order. A category's frequency is the file's, or follows
     from its `image_count`, or is None. An image is found by the last two parts of its `coco_url` where it has one
     (LVIS v1.0 has nothing else, v0.5 has file names of 2014), else by its `file_name`. Masks are compressed at once,
-    polygons and run lengths alike; without any `segmentation` there are boxes only. A file without annotations, as
-    test sets have it, has images without instances. An image without one, or with crowds alone, is valid.
+    polygons and run lengths alike; if each `segmentation` is absent or empty there are boxes only. A file without
+    annotations, as test sets have it, has images without instances. An image without one or with crowds alone is valid.
 
     Args:
         path: of the json file.
@@ -62,7 +62,7 @@ def read_truth(path: Path, *, on_bad: OnBad = "error") -> Truth:
         with reading.of("image", raw):
             images[_new_id(_object(raw), images)] = _sized(raw)
     annotations = _list(path, content, "annotations") if "annotations" in content else []
-    has_masks = any("segmentation" in raw for raw in annotations if isinstance(raw, dict))
+    has_masks = any(raw.get("segmentation") for raw in annotations if isinstance(raw, dict))
     instances: dict[int, list[_Instance]] = {image_id: [] for image_id in images}
     left_out: dict[int, set[int]] = {image_id: set() for image_id in images}
     seen: set[int] = set()

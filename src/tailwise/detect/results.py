@@ -74,7 +74,7 @@ def read_results(path: Path, truth: Truth) -> list[Detections]:
         raise checks.InputError(f"{path}: expected a list of detections, got a {type(raw).__name__}")
     images = {image.image_id: image for image in truth.images}
     label_of = {category.id: label for label, category in enumerate(truth.categories, start=1)}
-    has_masks = any(isinstance(entry, dict) and "segmentation" in entry for entry in raw)
+    has_masks = any(isinstance(entry, dict) and entry.get("segmentation") for entry in raw)
     by_image: dict[int, list[_Found]] = {}
     for place, entry in enumerate(raw):
         try:
