@@ -343,6 +343,8 @@ def test_broken_results_are_named_by_their_place(tmp_path):
         ({**good, "category_id": 1}, "expected a category of the truth, got 1"),
         ({**good, "score": None}, "score: expected a finite number, got None"),
         ({**good, "bbox": [1, 2, 3]}, "bbox: expected four numbers x, y, width, height"),
+        ({**good, "bbox": [9, 9, -2, 3]}, r"bbox: expected a width and height of at least 0, got \[9, 9, -2, 3\]"),
+        ({**good, "bbox": [9, 9, 2, -3]}, "bbox: expected a width and height of at least 0"),
         (7, "expected a json object, got 7"),
     ]:
         path.write_text(json.dumps([good, wrong]))

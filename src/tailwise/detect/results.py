@@ -131,4 +131,6 @@ def _detection(entry: Any, images: dict[int, ImageTruth], label_of: dict[int, in
     if mask and "bbox" not in entry:
         return image_id, label_of[category_id], number("score", score), box_of(mask), mask
     x, y, width, height = box_numbers(entry.get("bbox"))
+    if min(width, height) < 0:
+        raise checks.InputError(f"bbox: expected a width and height of at least 0, got {entry['bbox']!r:.60}")
     return image_id, label_of[category_id], number("score", score), (x, y, x + width, y + height), mask
