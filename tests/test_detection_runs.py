@@ -387,6 +387,17 @@ def test_batches_are_the_same_for_any_number_of_processes(data):
         assert len(build_detection_load(recipe, data, 0, torch.device("cpu"))(stage, 1)) == batches
 
 
+def unreadable(index):
+    raise InputError(f"{index}.jpg: not a readable image")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_said_in_one_line(data, workers):
+    split = replace(data.train, read=unreadable)
+    with pytest.raises(InputError, match=r"^3\.jpg: not a readable image$"):
+        list(ExampleBatches(split, torch.tensor([3, 1]), batch_size=2, workers=workers))
+
+
 def test_a_loader_leaves_training_its_random_numbers(data):
     torch.manual_seed(0)
     before = torch.get_rng_state()

@@ -68,9 +68,9 @@ def read_batches(
         for part in _parts(batch, split.workers)
     )
     with _loader(split, transform, jobs) as loader:
-        arriving = _arriving(loader)
+        arrived = arriving(loader)
         for parts in sizes:
-            images = [next(arriving).to(device, non_blocking=True) for _ in parts]
+            images = [next(arrived).to(device, non_blocking=True) for _ in parts]
             yield images[0] if len(images) == 1 else torch.cat(images)
 
 
@@ -79,7 +79,12 @@ def _parts(batch: Tensor, workers: int) -> tuple[Tensor, ...]:
     return torch.split(batch, -(-len(batch) // max(workers, 1)))
 
 
-def _arriving(loader: "DataLoader[Any]") -> Iterator[Tensor]:
+def arriving(loader: "DataLoader[Any]") -> Iterator[Any]:
+    """What a loader's workers send, each as it comes; text is what an InputError said there.
+
+    Raises:
+        InputError: of that text; a worker that died.
+    """
     with _as_asked():
         parts = iter(loader)
     while True:
@@ -122,7 +127,8 @@ class _Jobs:
         return self.parts
 
 
-def _as_it_is(part: Any) -> Any:
+def as_it_is(part: Any) -> Any:
+    """For a loader whose data set makes whole batches."""
     return part
 
 
@@ -159,7 +165,7 @@ def _started(split: DiskSplit, transform: Transform) -> "tuple[_Jobs, DataLoader
         loader: DataLoader[Any] = DataLoader(
             _Images(split.source, transform),  # type: ignore[arg-type]  # __getitems__ is all that batches ask for
             batch_sampler=jobs,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             num_workers=split.workers,
             prefetch_factor=AHEAD if several else None,
             persistent_workers=several,

@@ -1,7 +1,7 @@
 """Examples in batches: which, in which order, flipped or not, read by worker processes if wanted."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tailwise import checks
 from tailwise.counts import ClassCounts
+from tailwise.data.reading import arriving, as_it_is
 from tailwise.detect.contract import DetectionSplit, Example, Truth
 from tailwise.detect.masks import encode
 from tailwise.sampling import Members, repeat_draw, repeat_factors
@@ -44,7 +45,7 @@ class ExampleBatches:
     0 reads here.
 
     Raises:
-        InputError: a last batch with fewer images than processes.
+        InputError: a last batch with fewer images than processes; an image that cannot be read, a worker that died.
     """
 
     split: DetectionSplit
@@ -77,10 +78,10 @@ class ExampleBatches:
             _Places(self),
             batch_sampler=mine,
             num_workers=self.workers,
-            collate_fn=Examples,
+            collate_fn=as_it_is,
             generator=torch.Generator(),  # the loader draws a number at its start: not from training's own stream
         )
-        for examples in loader:
+        for examples in arriving(loader):
             ids = torch.tensor([example.image_id for example in examples], device=self.device)
             yield examples.to(self.device), ids
 
@@ -96,7 +97,13 @@ class _Places(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.batches.indices)
 
-    def __getitem__(self, place: int) -> Example:
+    def __getitems__(self, places: Sequence[int]) -> Examples | str:
+        try:
+            return Examples(self._example(place) for place in places)
+        except checks.InputError as error:
+            return str(error)
+
+    def _example(self, place: int) -> Example:
         example = self.batches.split[int(self.batches.indices[place])]
         return flipped(example) if self.flipped[place] else example
 
