@@ -127,6 +127,11 @@ def test_a_seed_is_measured_for_more_rows_once_at_a_time_and_belongs_to_its_chec
     shutil.copytree(suite / "tde", tmp_path / "tde")
     seed = open_detection_run(tmp_path / "tde").seed(0)
     before = seed.results()
+    written = runs.read_json(tmp_path / "tde" / runs.RECIPE)
+    written["recipe"]["classifier"]["tau"] = 1.0  # which no weight shows
+    runs.write_json(tmp_path / "tde" / runs.RECIPE, written)
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors: expected a checkpoint of the run's recipe\.json"):
+        open_detector(open_detection_run(tmp_path / "tde").seed(0), torch.device("cpu"))
     with owned(seed.path), pytest.raises(TakenError, match="seed-0: expected no other process"):
         add_rows(seed, ["tde"], alpha=0.5)
     assert seed.results() == before

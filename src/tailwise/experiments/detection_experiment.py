@@ -181,9 +181,12 @@ def open_detector(seed: DetectionSeed, device: torch.device) -> tuple[Detector, 
     """A run's trained detector, in eval mode, and the names of its classes; from the checkpoint alone.
 
     Raises:
-        InputError: a corrupt checkpoint, one of another detector than the recipe's, or not that of the results.
+        InputError: a corrupt checkpoint, one of other settings than the recipe's, or not that of the results.
     """
-    checkpoint = load_checkpoint(seed.path / runs.CHECKPOINT)
+    path = seed.path / runs.CHECKPOINT
+    checkpoint = load_checkpoint(path)
+    if runs.what_counts(checkpoint.meta.get("recipe")) != runs.what_counts(runs.recorded(seed.recipe)):
+        raise checks.InputError(f"{path}: expected a checkpoint of the run's {runs.RECIPE}, got one of other settings")
     names = tuple(checkpoint.meta["class_names"])
     settings = seed.recipe.detector.model_copy(update={"pretrained": False})  # the checkpoint has all weights
     with torch.random.fork_rng(devices=[]):
