@@ -145,6 +145,8 @@ def test_other_annotations_are_noticed(suite, data, tmp_path, monkeypatch):
     image = data.test.truth.images[0]
     assert data.data_hash == replace(data, name="other").data_hash
     changes = {
+        "height": image.height + 1,
+        "width": image.width + 1,
         "file": "other.png",
         "boxes": image.boxes / 2,
         "labels": image.labels % 40 + 1,
@@ -162,6 +164,12 @@ def test_other_annotations_are_noticed(suite, data, tmp_path, monkeypatch):
     monkeypatch.setattr(detection_experiment, "build_detection_data", lambda *_: others[1])
     with pytest.raises(InputError, match=f"seed-0: of images and annotations {data.data_hash[:12]}, got others"):
         measured_again(open_detection_run(suite / "tde").seed(0), ["tde"])
+    categories = tuple(replace(category, frequency="f") for category in data.train.truth.categories)
+    other = replace(data, train=replace(data.train, truth=replace(data.train.truth, categories=categories)))
+    with monkeypatch.context() as patch:
+        patch.setattr(detection_experiment, "build_detection_data", lambda *_: other)
+        with pytest.raises(InputError, match="seed-0: trained on other data: class names, counts or frequencies diff"):
+            measured_again(open_detection_run(suite / "tde").seed(0), ["tde"])
     folder = shutil.copytree(suite / "tde", tmp_path / "tde")
     (folder / "seed-0").rename(folder / "seed-0.partial")
     (folder / "seed-0.partial" / runs.RESULTS).unlink()

@@ -243,7 +243,8 @@ class DetectionData:
         for split in (self.train, self.val, self.test):
             for image in split.truth.images if split is not None else ():
                 absent, partly = sorted(image.negative), sorted(image.not_exhaustive)
-                digest.update(repr((image.image_id, image.file, len(image.labels), absent, partly)).encode())
+                shape = image.height, image.width, len(image.labels)
+                digest.update(repr((image.image_id, image.file, *shape, absent, partly)).encode())
                 for values in (image.boxes, image.labels, image.is_crowd):
                     digest.update(values.tobytes())
                 for mask in image.masks:

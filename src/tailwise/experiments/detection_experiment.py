@@ -221,8 +221,10 @@ def measured_again(
         raise checks.InputError(
             f"{seed.path}: trained for {len(names)} classes, got data with {data.counts.num_classes}"
         )
-    if names != data.class_names or tuple(result["counts"]) != data.counts.per_class:
-        raise checks.InputError(f"{seed.path}: trained on other data: class names or counts differ")
+    frequencies = [category.frequency for category in data.train.truth.categories]
+    same = tuple(result["counts"]) == data.counts.per_class and result["frequencies"] == frequencies
+    if names != data.class_names or not same:
+        raise checks.InputError(f"{seed.path}: trained on other data: class names, counts or frequencies differ")
     here = data.data_hash
     if (there := result.get("data_hash", here)) != here:  # results have not always held one
         raise checks.InputError(f"{seed.path}: of images and annotations {there[:12]}, got others, {here[:12]}")
