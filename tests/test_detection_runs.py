@@ -276,6 +276,12 @@ def test_detect_draws_before_and_after(suite, data, capsys, tmp_path):
     panels = json.loads(out)["panels"]
     assert list(panels) == ["de-confound", "tde, alpha 2"]
     assert all(one["name"] in data.class_names for panel in panels.values() for one in panel)
+    assert all(len(panel) > 1 for panel in panels.values())
+    best = {title: sorted(panel, key=lambda one: -one["score"])[:1] for title, panel in panels.items()}
+    _, out, _ = run(capsys, *arguments, "--alpha", "2", "--json", "--limit", "1")
+    assert json.loads(out)["panels"] == best
+    _, out, _ = run(capsys, *arguments, "--alpha", "2", "--limit", "1")
+    assert out.splitlines()[0].count(",") == 0
     code, _, err = run(capsys, "detect", tmp_path / "scene.png", "--run", suite / "baseline", "--alpha", "2")
     assert (code, err) == (2, "tailwise: alpha: expected a run with TDE, got one of digit-scenes-lt/baseline\n")
 
@@ -300,6 +306,14 @@ def test_what_will_not_do_is_named(suite, tmp_path, capsys):
         (("evaluate", suite / "tde", "--method", "crt"), "method: unknown value 'crt'"),
         (("evaluate", suite), "expected a run folder with recipe.json"),
         (("adjust", suite / "tde", "crt"), "expected format tailwise-run/1, got tailwise-detection-run/1"),
+        (
+            ("detect", tmp_path / "l.json", "--run", suite / "tde", "--min-score", "0.3"),
+            f"min-score, limit: expected a picture, got {tmp_path / 'l.json'}",
+        ),
+        (
+            ("detect", tmp_path / "l.json", "--run", suite / "tde", "--limit", "9"),
+            "min-score, limit: expected a picture",
+        ),
         (("detect", tmp_path / "no.png", "--run", suite / "tde"), f"{tmp_path / 'no.png'}: "),
     ):
         code, out, err = run(capsys, *arguments)

@@ -25,8 +25,8 @@ def detect(
         Path | None,
         Parameter(help="The picture (default: IMAGE-detected.png here); of a json file the folder of results."),
     ] = None,
-    min_score: Annotated[float, Parameter(help="Leave out what is less probable.")] = 0.3,
-    limit: Annotated[int, Parameter(help="The most that is drawn, the most probable first.")] = 30,
+    min_score: Annotated[float | None, Parameter(help="Of a picture: leave out what is less probable (0.3).")] = None,
+    limit: Annotated[int | None, Parameter(help="Of a picture: the most that is shown, the best first (30).")] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -36,8 +36,10 @@ def detect(
     take it, a file for each row.
     """
     strength = strength_of("alpha", alpha, ())
-    checks.number("min_score", min_score, at_least=0, below=1)
-    checks.whole("limit", limit)
+    if image.suffix == ".json" and (min_score is not None or limit is not None):
+        raise checks.InputError(f"min-score, limit: expected a picture, got {image}, of which all is written")
+    least = checks.number("min_score", 0.3 if min_score is None else min_score, at_least=0, below=1)
+    most = checks.whole("limit", 30 if limit is None else limit)
 
     from tailwise.deployment.detection_predict import found_in, found_in_all
     from tailwise.experiments.detection_runs import open_detection_run
@@ -55,7 +57,10 @@ def detect(
     path = out or Path(f"{image.stem}-detected.png")
     with warnings_as_notes():
         pixels, panels, names = found_in(opened, image, alpha=strength, device=device)
-        picture = draw_detections(pixels.numpy(), panels, names, min_score=min_score, limit=limit)
+        for title, found in panels.items():
+            best = (-found.scores).argsort(kind="stable")[:most]
+            panels[title] = found.take(best[found.scores[best] >= least])
+        picture = draw_detections(pixels.numpy(), panels, names, limit=most)
     try:
         save_png(picture, path)
     except OSError as error:
@@ -70,7 +75,6 @@ def detect(
                         for label, score, box in zip(
                             found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
                         )
-                        if score >= min_score
                     ]
                     for title, found in panels.items()
                 },
@@ -78,8 +82,7 @@ def detect(
         )
         return
     for title, found in panels.items():
-        shown = found.take((found.scores >= min_score).nonzero()[0])
-        listed = [f"{names[label - 1]} {score:.2f}" for label, score in zip(shown.labels, shown.scores, strict=True)]
+        listed = [f"{names[label - 1]} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)]
         print(f"{title}: {', '.join(listed) or 'nothing'}")
     print(f"wrote {path}")
 
