@@ -44,6 +44,7 @@ from tailwise.recipes.build_detection import (
 )
 from tailwise.recipes.detection_catalog import DETECTION_RECIPES, find_detection
 from tailwise.recipes.overrides import override
+from tailwise.report.detection import combined_precision
 from tailwise.train import load_checkpoint
 
 TINY = [
@@ -206,6 +207,15 @@ def test_evaluate_takes_another_alpha_and_writes_what_servers_take(suite, data, 
     assert code == 0
     assert "digit-scenes-lt/baseline: average precision in %, single run, seed 0" in out
     assert "APr (40)" in out
+
+
+def test_the_size_of_a_group_is_said_of_all_seeds():
+    """Which classes are rare depends on the training images, which each seed draws anew."""
+    seeds = [["r", "r", "c"], ["r", "c", "c"]]
+    detector, about = {"detector": {"masks": True}}, {"rows": {}, "versions": {}}
+    results = [{"seed": n, "frequencies": of, "recipe": detector, **about} for n, of in enumerate(seeds)]
+    assert combined_precision("scenes", {"run": results})["group_sizes"] == {"r": "1-2", "c": "1-2", "f": 0}
+    assert combined_precision("scenes", {"run": results[:1]})["group_sizes"] == {"r": 2, "c": 1, "f": 0}
 
 
 def test_the_same_rows_come_of_it_again(suite, data):

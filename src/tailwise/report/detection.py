@@ -31,16 +31,21 @@ def combined_precision(name: str, runs: Mapping[str, Sequence[Result]]) -> dict[
             row |= {key: mean_and_std([one[key] for one in each]) for key in each[0] if key.startswith("box-")}
             row |= {key: each[0][key] for key in ("alpha", "exempt_background") if key in each[0]}
             rows.append(row)
-    frequencies = first[0]["frequencies"]
     return {
         "name": name,
         "seeds": [result["seed"] for result in first],
         "masks": first[0]["recipe"]["detector"]["masks"],
-        "group_sizes": {group: frequencies.count(group) for group in "rcf"},
+        "group_sizes": {group: _size([result["frequencies"].count(group) for result in first]) for group in "rcf"},
         "rows": rows,
         "runs": list(runs),
         "versions": first[0]["versions"],
     }
+
+
+def _size(of_seeds: list[int]) -> int | str:
+    """Of a group of classes; each seed may draw other training images, which decide how frequent a class is."""
+    low, high = min(of_seeds), max(of_seeds)
+    return low if low == high else f"{low}-{high}"
 
 
 def print_precision(console: Console, record: dict[str, Any], lines: Sequence[str] = ()) -> None:
