@@ -181,6 +181,10 @@ def test_rows_of_later_tables_are_made_from_the_run(out, tmp_path, capsys):
     table = run(capsys, "reproduce", "kang-1", *rows, "--out", folder, "--seeds", "1")[1]
     assert "single run" in table
     assert "Joint" not in table  # which was not asked for
+    assert record["notes"] == []
+    beside = table.partition("no number in print")[2]
+    assert " ncm " in beside
+    assert " joint " not in beside  # it has one
 
 
 @pytest.mark.usefixtures("printed_rows_alone")
@@ -189,6 +193,11 @@ def test_rows_chosen_by_another_metric_are_made(out, tmp_path, monkeypatch):
     tau = targets.Target("digits-lt-50", "tau", "all", "tau-norm", recipe=RECIPES["digits-lt/decoupling"])
     by = override([tau.recipe], ["metric=few"])[0]
     monkeypatch.setattr(plan, "targets_of", lambda *_: [replace(tau, recipe=by)])
+
+    def gone(*_):
+        raise InputError("data: gone")
+
+    monkeypatch.setattr(plan, "_data", gone)  # the stores are enough
     made = plan.plan(Request("kang-1", tmp_path, seeds=1))
     assert made.jobs[0].missing == ["tau-norm"]
     assert reproduce.work(made, Silent()) == []

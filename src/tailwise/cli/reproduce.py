@@ -105,8 +105,8 @@ def reproduce(
             went_wrong = work(made, shown, None if until is None else until - time.monotonic(), recorded.write)
         result = recorded.write()
     if json:
-        print_json(result)
+        print_json({**result, "notes": list(went_wrong)})
         return
-    print_reproduction(Console(), {**result, "lines": [line for line in result["lines"] if line["asked"]]})
+    print_reproduction(Console(), result, asked_alone=True)
     for line in (*went_wrong, *(f"wrote {path}" for path in recorded.paths)):
         Console().print(line, highlight=False, markup=False, soft_wrap=True)

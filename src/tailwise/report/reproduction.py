@@ -1,6 +1,6 @@
 """Printed numbers beside ours, and the plan to get them: tables for a terminal and for a page."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -31,11 +31,14 @@ PASS = (
 )
 
 
-def print_reproduction(console: Console, record: Mapping[str, Any]) -> None:
-    """The table of a record of `reproduction.reproduce`: printed, ours, seeds, difference and verdict; notes below."""
+def print_reproduction(console: Console, record: Mapping[str, Any], *, asked_alone: bool = False) -> None:
+    """The table of a record of `reproduction.reproduce`: printed, ours, seeds, difference and verdict; notes below.
+
+    asked_alone: without the lines that this call did not ask for.
+    """
     _say(console, f"{record['about']}")
     subset = "" if record["subset_seed"] is None else f", subset seed {record['subset_seed']}"
-    lines = record["lines"]
+    lines = [line for line in record["lines"] if line["asked"] or not asked_alone]
     under = " and ".join(sorted({line["under"] for line in lines}))
     _say(console, f"in %; compared under protocol {under}{subset}")
     several = len({line["metric"] for line in lines}) > 1
@@ -48,8 +51,8 @@ def print_reproduction(console: Console, record: Mapping[str, Any]) -> None:
             for name, metric, *cells in _cells(line):
                 table.add_row(f" {name}", *([metric] if several else []), *cells)
     console.print(table)
-    _print_beside(console, record)
-    for note in _notes(record):
+    _print_beside(console, record, lines)
+    for note in _notes(lines):
         _say(console, note)
 
 
@@ -112,7 +115,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     for line in record["lines"]:
         rows += [(_part(line), *cells) for cells in _cells(line)]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    notes = [f"- {note}" for note in _notes(record)]
+    notes = [f"- {note}" for note in _notes(record["lines"])]
     return "\n".join([f"{record['about']}, in %.", "", *lines, "", *notes, "", f"`{record['command']}`", ""])
 
 
@@ -172,9 +175,10 @@ def _short(reason: str) -> str:
     return reason.partition(":")[0] if ":" in reason else reason.partition(",")[0]
 
 
-def _print_beside(console: Console, record: Mapping[str, Any]) -> None:
-    """Rows of the same runs that no printed number belongs to."""
-    found = list(_beside(record))
+def _print_beside(console: Console, record: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of the runs of these lines that no printed number of the record belongs to."""
+    keys = {line["key"] for line in shown}
+    found = list(_beside(record, [run for run in record["runs"] if run["key"] in keys]))
     if not found:
         return
     under = " and ".join(sorted({protocol for protocol, *_ in found}))
@@ -190,17 +194,15 @@ def _print_beside(console: Console, record: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def _beside(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def _beside(record: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     """(protocol, run, row, a cell for each group, seeds) of each row that has no line, run by run."""
     named: dict[str, tuple[str, set[str]]] = {}
     for line in record["lines"]:
         if line["key"]:
             where = f"{line['section']}, {line['recipe'].split('/')[1]}"
             named.setdefault(line["key"], (where, set()))[1].add(line["method"])
-    for run in record["runs"]:
-        section, methods = named.get(run["key"], ("", None))
-        if methods is None:
-            continue
+    for run in runs:
+        section, methods = named[run["key"]]
         names = dict.fromkeys(name for seed in run["seeds"] for name in seed["rows"])
         for name in (name for name in names if name.partition(",")[0] not in methods):
             there = [seed["rows"][name] for seed in run["seeds"] if name in seed["rows"]]
@@ -214,8 +216,7 @@ def _columns(record: Mapping[str, Any]) -> tuple[str, ...]:
     return PRECISIONS if detection else GROUPS
 
 
-def _notes(record: Mapping[str, Any]) -> Iterator[str]:
-    lines = record["lines"]
+def _notes(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     named = " ".join(cells[0] for line in lines for cells in _cells(line))
     yield from (text for setting, text in SETTINGS.items() if f"({setting})" in named)
     yield from (text for framework, text in FRAMEWORKS.items() if any(line["setting"] == framework for line in lines))

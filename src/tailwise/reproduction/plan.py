@@ -301,7 +301,8 @@ def _estimate(jobs: Sequence[Job], request: Request, tell: Callable[[str], None]
         if job.finished:
             job.done = job.epochs - after
             _, job.cost = epochs_done(job.folder, job.seed)
-            if not job.missing:
+            # stores alone give what needs no epochs on images; a detector looks at the images for every row
+            if not job.missing or not (after or isinstance(recipe, DetectionRecipe)):
                 continue
         else:
             job.done, job.cost = epochs_done(job.folder, job.seed)
