@@ -27,6 +27,7 @@ from tailwise.recipes.build_stages import (
     build_loss,
     build_optimizer,
     build_rule,
+    build_schedule,
     build_second_sampler,
     build_stages,
     build_view,
@@ -314,6 +315,30 @@ def test_ldam_is_on_cosines_and_deferred_at_four_fifths(data_of):
     loss.start_epoch(161, 200)
     assert loss.on
     assert isinstance(loss.loss, losses.LDAM)
+
+
+@pytest.mark.parametrize("data", ["cifar10-lt", "cifar100-lt"])
+def test_a_published_ldam_has_the_learning_rates_of_its_authors(data):
+    """Cao et al.: a warm-up of five epochs from 0, a hundredth after 160 epochs and again after 180."""
+    for name in ("ldam-published", "ldam-drw-published"):
+        stage = RECIPES[f"{data}/{name}"].stages[0]
+        rate = build_schedule(stage)
+        rates = {1: 0.02, 4: 0.08, 5: 0.1, 160: 0.1, 161: 1e-3, 180: 1e-3, 181: 1e-5, 200: 1e-5}
+        assert {epoch: round(rate(epoch - 1), 9) for epoch in rates} == rates
+        assert not stage.drop_last
+
+
+@pytest.mark.parametrize("name", ["ldam-drw", "ldam-drw-published"])
+@pytest.mark.parametrize("data", ["cifar10-lt", "cifar100-lt"])
+def test_weights_begin_with_the_first_step_of_the_learning_rate(data, name, data_of):
+    """After the last one nothing moves far enough for weights to tell."""
+    recipe = RECIPES[f"{data}/{name}"]
+    stage = recipe.stages[0]
+    loss, first = build_loss(stage, data_of(recipe).counts), stage.schedule.milestones[0]
+    loss.start_epoch(first - 1, stage.epochs)
+    assert not loss.on
+    loss.start_epoch(first, stage.epochs)
+    assert loss.on
 
 
 @pytest.mark.parametrize(

@@ -334,7 +334,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     for data in DATA
     for suite, members in SUITE_MEMBERS.items()
 }
-TABLE_3 = ("focal", "mixup", "class-balanced-focal", "ldam-drw", "bbn")  # in BBN's setting, as Tang et al. quote them
+TABLE_3 = ("focal", "mixup", "class-balanced-focal", "ldam-drw", "bbn")  # those that Tang et al. quote of BBN
 SUITES |= {
     f"{data}/tang-table-3": (*(f"{data}/{name}-published" for name in TABLE_3), f"{data}/tde") for data in CIFARS
 }

@@ -15,6 +15,7 @@ from tailwise.recipes.stages import (
     LogitAdjustedSettings,
     MetricSettings,
     MixupSettings,
+    MultistepSettings,
     RemixSettings,
     SeesawSettings,
     VectorScalingSettings,
@@ -43,10 +44,12 @@ RIVALS: dict[str, dict[str, Any]] = {
     "sharpness-aware": {"sharpness": 0.05},
 }
 # What depends on the data: Du et al.'s own CIFAR-10-LT setting, Kini et al.'s CIFAR-100-LT values; a rare class of ten
-# instead of a hundred, where 5e-3 is half of an equal share; and P x K batches of at most ten classes.
+# instead of a hundred, where 5e-3 is half of an equal share; P x K batches of at most ten classes; and weights from
+# epoch 120 on where the learning rate has had both its steps by 160, and four fifths would leave them nothing to move.
 ON_DATA: dict[tuple[str, str], dict[str, Any]] = {
     ("cifar10-lt", "glmc"): {"step": GlmcSettings(q=1.0, power=1.2, gamma=4.0)},
     ("cifar10-lt", "equalization"): {"loss": EqualizationSettings(threshold=0.05)},
+    **{(data, "ldam-drw"): {"reweight_after": 119 / 200} for data in ("cifar10-lt", "cifar100-lt")},
     ("cifar10-lt", "range"): {"images_per_class": 32},
     ("cifar10-lt", "lifted-structured"): {"images_per_class": 32},
     ("cifar100-lt", "vector-scaling"): {"loss": VectorScalingSettings(gamma=0.05, temperature=0.75)},
@@ -55,9 +58,16 @@ ON_DATA: dict[tuple[str, str], dict[str, Any]] = {
 TWO_BRANCH = {"digits-net": "digits-net-two-branch", "resnet32": "resnet32-two-branch"}  # what BBN trains
 
 # Published settings on CIFAR-LT, where they are not the catalog's. That of Zhou et al. 2020 (BBN) is where the rivals'
-# rows of Tang et al.'s Table 3 come from: plain ResNet-32, epochs and steps of the learning rate as Tang et al. Du et
-# al. and Alshammari et al. decay the weights more and the learning rate by a cosine.
+# rows of Tang et al.'s Table 3 come from: plain ResNet-32, epochs and steps of the learning rate as Tang et al. LDAM's
+# row is Cao et al.'s own: a warm-up from 0, steps of the learning rate after epochs 160 and 180, weights from the first
+# step on, the last partial batch used. Du et al. and Alshammari et al. decay the weights more and the learning rate by
+# a cosine.
 BBN_SETTING = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 2e-4}
+CAO_SETTING = {
+    **BBN_SETTING,
+    "schedule": MultistepSettings(milestones=(161, 181), factor=0.01, warmup_epochs=5, warmup_from=0.0),
+    "drop_last": False,
+}
 STRONG_DECAY = {
     "batch_size": 64,
     "learning_rate": 0.01,
@@ -65,6 +75,8 @@ STRONG_DECAY = {
     "schedule": CosineScheduleSettings(),
 }
 PUBLISHED_SETTING: dict[str, dict[str, Any]] = dict.fromkeys(("joint", *RIVALS), BBN_SETTING) | {
+    "ldam": CAO_SETTING,
+    "ldam-drw": {**CAO_SETTING, "reweight_after": 0.8},
     "glmc": STRONG_DECAY,
     "weight-decay": STRONG_DECAY,
 }
@@ -77,4 +89,4 @@ def changed(data: str, method: str, *, published: bool) -> dict[str, Any]:
     128
     """
     setting = PUBLISHED_SETTING[method] if published else {}
-    return {**setting, **RIVALS.get(method, {}), **ON_DATA.get((data, method), {})}
+    return {**RIVALS.get(method, {}), **ON_DATA.get((data, method), {}), **setting}
