@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tailwise import ClassCounts, InputError
+from tailwise.backbones import DigitsNet
 from tailwise.classifiers import CausalClassifier, CosineClassifier, LinearClassifier
 from tailwise.data import LongTailedData
 from tailwise.experiments import experiment, measure, runs
@@ -22,6 +23,7 @@ from tailwise.recipes.build_stages import build_sampler
 from tailwise.recipes.catalog import RECIPES, SUITES, find, second_stage, with_second_stage
 from tailwise.recipes.overrides import override, override_after_training
 from tailwise.recipes.schema import CosineSettings, LinearSettings, MlpSettings, ScaledSettings
+from tailwise.recognizer import Recognizer
 from tailwise.train import load_checkpoint
 
 SECOND = ["crt", "lws", "crt-stored", "lws-stored", "crt-mlp", "crt-cosine"]
@@ -306,6 +308,32 @@ def test_a_second_stage_that_will_not_do_is_refused_before_the_first(tmp_path):
     unseen = dataclasses.replace(data, counts=ClassCounts((*data.counts.per_class[:-1], 0)))
     with pytest.raises(InputError, match="allow_unseen: expected true for a memory"):
         try_second_stage(recipe, "oltr", build_model(recipe, 10), unseen)
+
+
+class Twice(DigitsNet):
+    """Features that are not the mean of the map."""
+
+    def forward(self, images):
+        return 2 * super().forward(images)
+
+
+class Wider(DigitsNet):
+    """Features of another width than the map."""
+
+    def forward(self, images):
+        return super().forward(images).repeat(1, 2)
+
+
+@pytest.mark.parametrize("kind", [Twice, Wider])
+def test_attention_is_refused_where_features_are_not_the_mean_of_the_map(kind):
+    recipe = RECIPES["digits-lt/oltr"]
+    data, backbone = build_data(recipe, 0, None), kind()
+    backbone.num_features = width = backbone(torch.zeros(1, 1, 8, 8)).shape[1]
+    first = Recognizer(backbone, LinearClassifier(width, 10, bias=True))
+    with pytest.raises(InputError, match=f"backbone: expected features that are the mean .*, got {kind.__name__}"):
+        try_second_stage(recipe, "oltr", first, data)
+    without = override([recipe], ["second.oltr.classifier.attention=false"])[0]
+    try_second_stage(without, "oltr", first, data)
 
 
 # ---- classes without a training image

@@ -179,9 +179,17 @@ def _attend(settings: SecondStageSettings, model: Recognizer, data: LongTailedDa
 
 
 def _map_size(backbone: Any, data: LongTailedData) -> tuple[int, int]:
-    image = first_image(data).cpu()
+    image, network = first_image(data).cpu(), copy.deepcopy(backbone).eval()
     with torch.no_grad():
-        height, width = copy.deepcopy(backbone).eval().forward_map(image).shape[2:]
+        maps, features = network.forward_map(image), network(image)
+    means = maps.mean(dim=(2, 3))
+    off = 1e-3 * float(features.abs().max())  # how far sums in another order may lie apart
+    if means.shape != features.shape or not torch.allclose(means, features, rtol=0, atol=off):
+        raise checks.InputError(  # attention would start from features that the first stage never had
+            "backbone: expected features that are the mean of its map, or second.oltr.classifier.attention=false, "
+            f"got {type(backbone).__name__} with others"
+        )
+    height, width = maps.shape[2:]
     return height, width
 
 
