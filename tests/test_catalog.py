@@ -317,6 +317,19 @@ def test_ldam_is_on_cosines_and_deferred_at_four_fifths(data_of):
     assert isinstance(loss.loss, losses.LDAM)
 
 
+@pytest.mark.parametrize(("data", "num_classes"), [("digits-lt", 10), ("cifar100-lt", 100)])
+def test_a_sigmoid_of_each_class_starts_at_one_in_so_many(data, num_classes):
+    """Cui et al. 2019; without a bias there is nothing to start, and no softmax is moved by one."""
+    recipe = RECIPES[f"{data}/class-balanced-sigmoid"]
+    bias = build_model(recipe, num_classes).classifier.bias
+    torch.testing.assert_close(bias.sigmoid(), torch.full((num_classes,), 1 / num_classes))
+    for name in ("linear", "cosine"):
+        without = recipe.model_copy(update={"classifier": RECIPES[f"{data}/{name}"].classifier})
+        assert getattr(build_model(without, num_classes).classifier, "bias", None) is None
+    softmax = build_model(RECIPES[f"{data}/class-balanced"], num_classes).classifier.bias
+    assert len(softmax.unique()) > 1
+
+
 @pytest.mark.parametrize("data", ["cifar10-lt", "cifar100-lt"])
 def test_a_published_ldam_has_the_learning_rates_of_its_authors(data):
     """Cao et al.: a warm-up of five epochs from 0, a hundredth after 160 epochs and again after 180."""

@@ -1,6 +1,7 @@
 """From settings to models and classifiers. A name becomes an object in the `build_*` files alone."""
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,7 +33,7 @@ from tailwise.recipes.schema import (
     SecondClassifierSettings,
     TrainedSettings,
 )
-from tailwise.recipes.stages import LdamSettings
+from tailwise.recipes.stages import ClassBalancedSettings, LdamSettings
 from tailwise.recognizer import Recognizer
 from tailwise.train import Compute
 
@@ -78,7 +79,11 @@ def build_model(recipe: Recipe, num_classes: int, *, fetch: bool = True) -> Reco
     backbone = build_backbone(recipe.backbone, size=size, fetch=fetch)
     width = backbone.num_features
     assert isinstance(width, int)
-    return Recognizer(backbone, build_classifier(recipe.classifier, width, num_classes))
+    classifier = build_classifier(recipe.classifier, width, num_classes)
+    loss, bias = recipe.stages[0].loss, getattr(classifier, "bias", None)
+    if isinstance(loss, ClassBalancedSettings) and loss.form == "sigmoid" and bias is not None:
+        nn.init.constant_(bias, -math.log(max(num_classes - 1, 1)))  # p = 1 / C, as Cui et al. start it
+    return Recognizer(backbone, classifier)
 
 
 def take_over_scale(recipe: Recipe, model: Recognizer) -> None:
