@@ -31,6 +31,7 @@ from tailwise.recipes.build_stages import (
     build_second_sampler,
     build_stages,
     build_view,
+    trainable_modules,
 )
 from tailwise.recipes.catalog import RECIPES, SUITES, find, with_second_stage
 from tailwise.recipes.methods import METHODS, adjusters_of
@@ -315,6 +316,19 @@ def test_ldam_is_on_cosines_and_deferred_at_four_fifths(data_of):
     loss.start_epoch(161, 200)
     assert loss.on
     assert isinstance(loss.loss, losses.LDAM)
+
+
+@pytest.mark.parametrize(("data", "kind"), [("digits-lt", "DigitsNet"), ("cifar100-lt", "ResNet32")])
+def test_a_part_that_a_network_does_not_name_is_refused(data, kind):
+    """Else the classifier alone would be trained."""
+    recipe = RECIPES[f"{data}/joint"]
+    model = build_model(recipe, 10)
+    for part in ("all", "last-block", "classifier"):
+        assert trainable_modules(recipe.stages[0].model_copy(update={"trainable": part}), model)
+    stage = recipe.stages[0].model_copy(update={"trainable": "last-bottleneck"})
+    expected = f"trainable: expected one of all, last-block, classifier for a {kind}, got last-bottleneck"
+    with pytest.raises(InputError, match=expected):
+        trainable_modules(stage, model)
 
 
 @pytest.mark.parametrize(("data", "num_classes"), [("digits-lt", 10), ("cifar100-lt", 100)])

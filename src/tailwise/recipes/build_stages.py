@@ -194,13 +194,25 @@ def _loss_of(settings: LossSettings, counts: ClassCounts, reduction: Reduction) 
 
 
 def trainable_modules(stage: StageSettings, model: Recognizer) -> tuple[str, ...]:
-    """The names of the modules that a stage trains; of a model on a frozen backbone always the classifier."""
+    """The names of the modules that a stage trains; of a model on a frozen backbone always the classifier.
+
+    Raises:
+        InputError: a part that the backbone does not name.
+    """
     if isinstance(model.backbone, FrozenNet):
         return ("classifier",)
     if stage.trainable == "all":
         return ("",)
-    part = {"last-block": "last_block", "last-bottleneck": "last_bottleneck"}.get(stage.trainable, "")
-    blocks = getattr(model.backbone, part, ())
+    if stage.trainable == "classifier":
+        return ("classifier",)
+    parts = {"last-block": "last_block", "last-bottleneck": "last_bottleneck"}
+    blocks: Sequence[str] | None = getattr(model.backbone, parts[stage.trainable], None)
+    if blocks is None:
+        known = ["all", *(name for name, part in parts.items() if hasattr(model.backbone, part)), "classifier"]
+        raise checks.InputError(
+            f"trainable: expected one of {', '.join(known)} for a {type(model.backbone).__name__}, "
+            f"got {stage.trainable}"
+        )
     return (*(f"backbone.{block}" for block in blocks), "classifier")
 
 
