@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from tailwise.recipes.methods import METHODS, adjusters_of
 from tailwise.recipes.overrides import override
 from tailwise.recipes.published import published
 from tailwise.recipes.rivals import PUBLISHED_SETTING, RIVALS
+from tailwise.recipes.schema import Recipe
 from tailwise.recognizer import LogitsAndFeatures, Recognizer
 from tailwise.train import fit
 
@@ -467,6 +469,26 @@ def test_oltr_settings(data_of):
     classifier = second_classifier(recipe.second["oltr"], first, data_of(recipe).counts)
     assert torch.equal(classifier.hallucinator.weight, first.classifier.weight)
     assert type(build_view(stage, Recognizer(first.backbone, classifier))) is OltrView
+
+
+@pytest.mark.parametrize(
+    ("first", "changes", "message"),
+    [
+        ("joint", {"name": "late", "step": {"kind": "mixup"}}, None),  # sees what the stage before it sees
+        ("joint", {}, "stages: expected a name of its own for each, got joint, joint"),
+        (
+            "joint",
+            {"name": "late", "step": {"kind": "glmc"}},
+            "stages: expected steps of one model, got glmc and plain",
+        ),
+        ("range", {"name": "late", "step": {"kind": "plain"}}, "expected steps of one model, got metric and plain"),
+    ],
+)
+def test_two_stages_have_names_of_their_own_and_see_one_model(first, changes, message):
+    settings = RECIPES[f"digits-lt/{first}"].model_dump()
+    stage = settings["stages"][0]
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        Recipe.model_validate(settings | {"stages": (stage, stage | changes)})
 
 
 @pytest.mark.parametrize(

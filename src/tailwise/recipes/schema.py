@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from tailwise.recipes.datasets import DataSettings
 from tailwise.recipes.methods import METHODS
-from tailwise.recipes.stages import CosineScheduleSettings, Fraction, Settings, StageSettings
+from tailwise.recipes.stages import NEEDS_VIEW, CosineScheduleSettings, Fraction, Settings, StageSettings
 
 Protocol = Literal["clean", "paper", "legacy"]
 MetricName = Literal["mean-per-class", "all", "many", "medium", "few", "harmonic-mean", "worst-class"]
@@ -227,6 +227,16 @@ class Recipe(Settings):
             ):
                 if found != expected:
                     raise ValueError(f"second.{method}.{key}: method '{method}' is {expected}, got {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_fit_one_another(self) -> "Recipe":
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):  # a stage finds its batches by its name
+            raise ValueError(f"stages: expected a name of its own for each, got {', '.join(names)}")
+        views = {stage.step.kind if stage.step.kind in NEEDS_VIEW else "plain" for stage in self.stages}
+        if len(views) > 1:
+            raise ValueError(f"stages: expected steps of one model, got {' and '.join(sorted(views))}")
         return self
 
     @model_validator(mode="after")

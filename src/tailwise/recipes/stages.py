@@ -232,6 +232,8 @@ StepSettings = Annotated[
 ]
 NEEDS_CLASSES = ("ldam", "equalization", "seesaw")  # losses of one class for each image, not of a mixture
 
+NEEDS_VIEW = ("bilateral", "glmc", "metric", "memory")  # steps whose loss sees more of the model than its logits
+
 
 class StageSettings(Settings):
     """One training phase; the terms are those of `tailwise.train.Stage`.
