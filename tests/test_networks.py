@@ -170,6 +170,10 @@ def saved(folder, kind):
         "clip": lambda: transformers.CLIPConfig(
             text_config={**SMALL, "vocab_size": 9}, vision_config={**SMALL, "patch_size": 16}
         ),
+        "dinov2": lambda: transformers.Dinov2Config(**SMALL, patch_size=8),
+        "swin": lambda: transformers.SwinConfig(
+            image_size=32, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=2
+        ),
         "resnet": lambda: transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
     }[kind]()
     torch.manual_seed(0)
@@ -202,6 +206,25 @@ def test_models_of_transformers(kind, width, shape, tmp_path):
         torch.testing.assert_close(features, net.net(pixel_values=images).last_hidden_state[:, 0])
     for part in net.last_block:
         net.get_submodule(part)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "places", "first"),
+    [("dinov2", (48, 24), (6, 3), 1), ("dinov2", (50, 31), (6, 3), 1), ("swin", (32, 32), (4, 4), 0)],
+)
+def test_a_map_of_transformers_has_every_patch_in_its_place(kind, size, places, first, tmp_path):
+    """Images that are not square, with patches to the edge or not; patches that are merged on the way."""
+    saved(tmp_path, kind)
+    net, images = HuggingFaceNet(str(tmp_path)).eval(), torch.rand(1, 3, *size)
+    tokens, maps = net.net(pixel_values=images).last_hidden_state, net.forward_map(images)
+    assert maps.shape[2:] == places
+    assert torch.equal(maps.flatten(2).transpose(1, 2), tokens[:, first:])
+
+
+def test_merged_patches_that_are_no_square_have_no_map(tmp_path):
+    saved(tmp_path, "swin")
+    with pytest.raises(InputError, match="backbone: expected tokens of a square of patches, got 10"):
+        HuggingFaceNet(str(tmp_path)).eval().forward_map(torch.rand(1, 3, 40, 16))
 
 
 def test_what_transformers_does_not_find(tmp_path):

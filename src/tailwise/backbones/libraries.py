@@ -1,5 +1,6 @@
 """Any vision model of timm or of Hugging Face transformers, as a backbone."""
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -104,7 +105,13 @@ class HuggingFaceNet(nn.Module):
     def forward_map(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D h w"]:
         """Before pooling, tokens in their places."""
         found: Tensor = self.net(pixel_values=images).last_hidden_state
-        return found if found.dim() == 4 else _grid(found, None)
+        if found.dim() == 4:
+            return found
+        tokens, patch = found.shape[1], getattr(self.net.config, "patch_size", None)
+        height, width = (side // patch for side in images.shape[2:]) if isinstance(patch, int) else (0, 0)
+        if 0 < height * width <= tokens:
+            return _grid(found, tokens - height * width, (height, width))
+        return _grid(found, 0)  # patches merged on the way, which have no other token before them
 
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -150,13 +157,13 @@ def _line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _grid(tokens: Tensor, prefix: int | None) -> Tensor:
-    """Tokens [N, T, D] of a square of patches, after some that belong to no place, as a map."""
-    side = int((tokens.shape[1] - (prefix or 0)) ** 0.5)
-    first = tokens.shape[1] - side * side if prefix is None else prefix
-    if side * side != tokens.shape[1] - first:
+def _grid(tokens: Tensor, prefix: int, size: tuple[int, int] | None = None) -> Tensor:
+    """Tokens [N, T, D] of a grid of patches, after some that belong to no place, as a map; a square unless told."""
+    side = math.isqrt(tokens.shape[1] - prefix)
+    height, width = size or (side, side)
+    if height * width != tokens.shape[1] - prefix:
         raise checks.InputError(f"backbone: expected tokens of a square of patches, got {tokens.shape[1]}")
-    return tokens[:, first:].transpose(1, 2).reshape(len(tokens), -1, side, side)
+    return tokens[:, prefix:].transpose(1, 2).reshape(len(tokens), -1, height, width)
 
 
 def _from_last_stage(net: Any) -> tuple[str, ...]:
