@@ -87,7 +87,7 @@ def test_weights_that_the_library_has_not():
 # ---- weights from a file
 
 
-@pytest.mark.parametrize("wrap", ["plain", "module", "papers", "run"])
+@pytest.mark.parametrize("wrap", ["plain", "module", "compiled", "papers", "run"])
 def test_weights_from_a_file(wrap, tmp_path):
     torch.manual_seed(1)
     trained, fresh = ResNet("resnet10"), ResNet("resnet10")
@@ -99,7 +99,9 @@ def test_weights_from_a_file(wrap, tmp_path):
     else:
         module = {f"module.{name}": tensor for name, tensor in (own | fc).items()}
         papers = {"state_dict_best": {"feat_model": module, "classifier": {"module.fc.weight": torch.zeros(3)}}}
-        torch.save({"plain": own | fc, "module": {"state_dict": module, "epoch": 3}, "papers": papers}[wrap], path)
+        compiled = {f"module._orig_mod.{name}": tensor for name, tensor in (own | fc).items()}
+        module_file = {"state_dict": module, "epoch": 3}
+        torch.save({"plain": own | fc, "module": module_file, "compiled": compiled, "papers": papers}[wrap], path)
     load_backbone(fresh, path)
     for name, tensor in trained.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], tensor), name

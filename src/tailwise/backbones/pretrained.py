@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tailwise import checks
 
 # what training loops put before the names of a network
-PREFIXES = ("module.", "model.", "backbone.", "encoder.", "net.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.")
 INSIDE = ("state_dict", "model", "model_state_dict", "state_dict_best", "feat_model")  # the last two: both papers' code
 CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.", "last_linear.")
 
