@@ -155,9 +155,11 @@ def over(values):
 
 
 def results(trained):
-    """What was written of a seed, with the rows alone that are of its recipe's strengths and second stages."""
+    """What was written of a seed, without rows at strengths that its recipe does not have; second stages as they are."""
     written = json.loads((trained.folder / "results.json").read_text())
-    return {**written, "rows": usable_rows(written, trained.recipe)}
+    usable = usable_rows(written, trained.recipe)
+    rows = {name: row for name, row in written["rows"].items() if name in usable or "second_stage" in row}
+    return {**written, "rows": rows}
 
 
 def common(names, seeds):
