@@ -155,7 +155,7 @@ def over(values):
 
 
 def results(trained):
-    """What was written of a seed, without rows at strengths that its recipe does not have; second stages as they are."""
+    """What was written of a seed, but rows at strengths that its recipe does not have; second stages as they are."""
     written = json.loads((trained.folder / "results.json").read_text())
     usable = usable_rows(written, trained.recipe)
     rows = {name: row for name, row in written["rows"].items() if name in usable or "second_stage" in row}
