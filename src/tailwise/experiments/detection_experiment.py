@@ -185,8 +185,7 @@ def open_detector(seed: DetectionSeed, device: torch.device) -> tuple[Detector, 
     """
     path = seed.path / runs.CHECKPOINT
     checkpoint = load_checkpoint(path)
-    if runs.what_counts(checkpoint.meta.get("recipe")) != runs.what_counts(runs.recorded(seed.recipe)):
-        raise checks.InputError(f"{path}: expected a checkpoint of the run's {runs.RECIPE}, got one of other settings")
+    runs.check_settings(path, checkpoint.meta, seed.recipe)
     names = tuple(checkpoint.meta["class_names"])
     settings = seed.recipe.detector.model_copy(update={"pretrained": False})  # the checkpoint has all weights
     with torch.random.fork_rng(devices=[]):

@@ -211,8 +211,7 @@ def _result(trained: Trained, rows: dict[str, Any]) -> dict[str, Any]:
 
 def _load(recipe: Recipe, path: Path) -> tuple[Recognizer, Checkpoint]:
     checkpoint = load_checkpoint(path)
-    if runs.what_counts(checkpoint.meta.get("recipe")) != runs.what_counts(runs.recorded(recipe)):
-        raise checks.InputError(f"{path}: expected a checkpoint of the run's {runs.RECIPE}, got one of other settings")
+    runs.check_settings(path, checkpoint.meta, recipe)
     with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: leave the caller's random state alone
         model = build_model(recipe, len(checkpoint.meta["counts"]), fetch=False)
     load_state(model, checkpoint.state)

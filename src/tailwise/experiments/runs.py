@@ -331,6 +331,16 @@ def what_counts(written: Any) -> dict[str, Any]:
     return {key: value for key, value in flat(written).items() if key not in IDLE}
 
 
+def check_settings(path: Path, about: dict[str, Any], recipe: Recipe | DetectionRecipe) -> None:
+    """Refuse a checkpoint at `path`, of which it says `about`, of other settings than its run's recipe.
+
+    Raises:
+        InputError: they differ.
+    """
+    if what_counts(about.get("recipe")) != what_counts(recorded(recipe)):
+        raise checks.InputError(f"{path}: expected a checkpoint of the run's {RECIPE}, got one of other settings")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write atomically: the old file or the new one, never a part.
 
