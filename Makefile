@@ -24,7 +24,7 @@ test:  ## the test suite, as README.md has it
 	$(RUN) pytest -n 2 --dist loadfile
 
 campaign:  ## kill training 50 times at random moments (a quarter of an hour); writes results/campaign.json
-	$(RUN) python tests/campaign.py
+	$(RUN) python benchmarks/campaign.py
 
 constraints:  ## write constraints.txt, the pins for pip
 	$(UV) pip compile pyproject.toml --group dev --universal --no-emit-index-url --no-header --no-annotate -o constraints.txt

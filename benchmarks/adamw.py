@@ -4,6 +4,7 @@ python benchmarks/adamw.py    # ten settings, two seeds each, some minutes; writ
 python docs/tables.py         # then: the table of docs/pitfalls.md
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def table(record: dict[str, Any]) -> str:
 
 def main() -> None:
     """Train with each setting: accuracy on validation images before and after TDE, and the weights' length."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows: list[dict[str, Any]] = []
     for name, rate, betas, decay in SETTINGS:
         asked = {"learning_rate": rate, "weight_decay": decay}

@@ -108,7 +108,8 @@ def crt(converged: bool) -> None:
         )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Time what is asked for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crt", action="store_true")
     parser.add_argument("--converged", action="store_true")
@@ -117,3 +118,7 @@ if __name__ == "__main__":
         crt(arguments.converged)
     else:
         sweeps()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,8 +7,8 @@ Each seed's stored test images play the validation images of `combine`. Its gain
 resamples, on images that had no part in the choice; the scores are not, and are no result to compare with others.
 """
 
+import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,11 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(run: Path) -> None:
+def main() -> None:
     """Measure a run of cifar100-lt, add what benchmarks/shift.py found on digits-lt, write the record."""
-    opened = open_run(run)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the run folder of cifar100-lt/tde")
+    opened = open_run(parser.parse_args().run)
     settings = {key: value for key, value in opened.recipe.classifier.model_dump().items() if key != "name"}
     digits = json.loads((RESULTS / "shift.json").read_text())
     record = {
@@ -72,4 +74,4 @@ def main(run: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    main()

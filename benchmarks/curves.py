@@ -3,7 +3,7 @@
     python benchmarks/curves.py results/scale.json                        # print the table again
     python benchmarks/curves.py results/scale.json --plot docs/scale.png  # and draw; needs matplotlib
 
-A record, as `benchmarks/scale.py --json` writes it, has "machine" and "curves". A curve is a dict: "part" (which row of
+A record, as `benchmarks/scale.py --json` writes it, has "curves". A curve is a dict: "part" (which row of
 the picture), "name", "against" (the unit of x), "at" (what was kept fixed) and "points", each {"x", "seconds",
 "bytes"}; a measure that a curve has no use for is absent from its points.
 """

@@ -1,15 +1,13 @@
 """What the real configuration costs: a forward and backward pass of a detector for LVIS, and a prediction, on a CPU.
 
-    python benchmarks/detection.py                                    # ResNet-101, cascade, 1,203 classes, 1333 x 800
-    python benchmarks/detection.py --framework htc --json results/detection-cpu.json
+    python benchmarks/detection.py --json results/detection-cpu.json  # ResNet-101, cascade, 1,203 classes, 1333 x 800
+    python benchmarks/detection.py --framework htc --backbone resnext101-64x4d  # another
 
 One image of noise with 12 instances; no weights are downloaded, for they cost the same. Time is the process's own, on
 one thread; memory is the most that the process has held, before and after.
 """
 
 import argparse
-import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from records import write
 from tailwise.counts import ClassCounts
 from tailwise.detect import Example, encode
 from tailwise.detect.inference import Inference
@@ -84,7 +83,6 @@ def measure(framework: str, backbone: str) -> dict[str, Any]:
         "detections": [len(answers[0]) for answers in found],
         "cpu_seconds": {"forward": forward, "backward": backward, "look": look, "detections_of_3_rows": decide},
         "peak_memory_bytes": memory,
-        "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
     }
 
 
@@ -118,7 +116,7 @@ def main() -> None:
     figures = measure(asked.framework, asked.backbone)
     print(table(figures), end="")
     if asked.json:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write(asked.json, figures)
 
 
 if __name__ == "__main__":

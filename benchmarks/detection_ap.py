@@ -9,22 +9,19 @@ classes evaluated at a time. Seconds are of the processor. Memory is what evalua
 less what it held before.
 """
 
-import json
+import argparse
 import multiprocessing
-import platform
 import resource
-import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from records import RESULTS, write
 from tailwise.detect import Category, Detections, ImageTruth, Rle, Truth, average_precision, encode, precision
 from tailwise.detect.precision import Kind
 
-RECORD = Path(__file__).parents[1] / "results/detection-ap.json"
 IMAGES, PER_IMAGE, CLASSES = 5_000, 300, 1_203
 HEIGHT, WIDTH = 480, 640
 ANNOTATIONS, ABSENT = 12, 10
@@ -120,7 +117,9 @@ def table(record: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure boxes and masks, each in a new process; write the record at full size."""
-    images = int(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=int, nargs="?", default=IMAGES)
+    images = parser.parse_args().images
     record: dict[str, Any] = {"images": images, "detections_per_image": PER_IMAGE, "classes": CLASSES}
     for name, kind, block in (
         ("box", "box", precision.BLOCK),
@@ -130,10 +129,9 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             record[name] = pool.apply(measured, (kind, images, block))
         print(name, record[name], flush=True)
-    record["versions"] = {name: version(name) for name in ("faster-coco-eval", "numpy")}
-    record["python"] = platform.python_version()
+    record["faster-coco-eval"] = version("faster-coco-eval")
     if images == IMAGES:
-        RECORD.write_text(json.dumps(record, indent=2) + "\n")
+        write(RESULTS / "detection-ap.json", record)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from records import write
 from tailwise import CausalClassifier, ClassCounts, LinearClassifier, Stage, fit, ranks, tde
 from tailwise.backbones import ResNet32
 from tailwise.data import EpochBatches, Normalize, Split, cifar_lt, random_crop
@@ -284,7 +285,7 @@ def main() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = True
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
-    record: Figures = {"device": name, "torch": torch.__version__, "checks": {}}
+    record: Figures = {"device": name, "checks": {}}
     for title, check in checks(device, asked.epochs, asked.data).items():
         start = time.perf_counter()
         try:
@@ -295,7 +296,7 @@ def main() -> None:
         record["checks"][title] = outcome
         print(f"{'ok    ' if outcome['passed'] else 'FAILED'} {title} ({outcome['took']:.1f} s)", flush=True)
         if asked.json:
-            asked.json.write_text(json.dumps(record, indent=1) + "\n")
+            write(asked.json, record)
     sys.exit(not all(outcome["passed"] for outcome in record["checks"].values()))
 
 

@@ -7,8 +7,8 @@ The share of an image that speaks for its true class at least half as much as th
 mean over the test images of group few, then mean and sample standard deviation over seeds.
 """
 
+import argparse
 import statistics
-import sys
 from pathlib import Path
 
 import torch
@@ -35,9 +35,12 @@ def covered(seed: Trained, method: str) -> float:
 
 def main() -> None:
     """Measure and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help=f"the folder of the runs {', '.join(METHODS)}")
+    asked = parser.parse_args()
     covers, about = {}, {}
     for run, methods in METHODS.items():
-        opened = open_run(Path(sys.argv[1]) / run)
+        opened = open_run(asked.runs / run)
         about[run] = seeds_of(opened)
         seeds = [measure.open_trained(seed, None, device="cpu") for seed in opened.seeds]
         for method in methods:

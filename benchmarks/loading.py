@@ -11,7 +11,6 @@ random resized crop, flip and the papers' colour jitter at 224 pixels, normalize
 
 import argparse
 import io
-import json
 import os
 import statistics
 import tempfile
@@ -25,6 +24,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from records import write
 from tailwise.data import DiskSplit, EpochBatches
 from tailwise.data.decoded import decode
 from tailwise.data.folders import folder_index
@@ -151,10 +151,9 @@ def main() -> None:
         "mean_bytes": statistics.fmean(sizes),
         "cpus": len(os.sched_getaffinity(0)),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "torch": torch.__version__,
         "by_workers": by_workers,
     }
-    asked.out.write_text(json.dumps(record, indent=1) + "\n")
+    write(asked.out, record)
     print(table(record), end="")
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from records import write
+
 CLASSES, PER_CLASS, PHOTOGRAPHS = 1000, 1000, 2000
 FORMS = ("table, CSV", "table, Parquet", "folder per class", "duplicates")
 
@@ -86,7 +88,7 @@ def table(record):
 
 def main():
     """Make, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--form", choices=FORMS)
     parser.add_argument("--out", type=Path)
@@ -99,10 +101,10 @@ def main():
     for form in FORMS:
         command = [sys.executable, __file__, "--folder", str(asked.folder), "--form", form]
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    record = {"command": "python benchmarks/own_data.py --folder SCRATCH", "own_data": rows}
+    record = {"own_data": rows}
     print(table(record), end="")
     if asked.out:
-        asked.out.write_text(json.dumps(record, indent=1) + "\n")
+        write(asked.out, record)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What `tailwise report` costs for 1,000 classes and 20,000 test images: seconds, memory, size of the page.
 
-    python benchmarks/report.py --json > results/report.json
+    python benchmarks/report.py --out results/report.json
     python benchmarks/report.py --keep DIR      # and keep the run and the page, to look at
 
 The run is made up: classes as far apart, and head classes as much preferred, as training would leave them, on features
@@ -9,7 +9,6 @@ above 0 like a network's; no network is trained. Each classifier is measured in 
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -21,7 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from records import write
 from tailwise.classifiers import CausalClassifier, LinearClassifier
+from tailwise.counts import ClassCounts
+from tailwise.data import LongTailedData, Split
 from tailwise.evaluate import Store
 from tailwise.experiments.runs import Run, SeedFolder
 from tailwise.experiments.trained import Trained
@@ -38,16 +40,6 @@ class Width(torch.nn.Module):
     """A backbone that is never asked for features."""
 
     num_features = WIDTH
-
-
-class Data:
-    """Only the test images, all noise."""
-
-    def __init__(self, images: int) -> None:
-        self.subset_hash = "made up"
-        self.test = self
-        self.ids = np.arange(images)
-        self.images = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8)
 
 
 def made_up(folder: Path, kind: str) -> Source:
@@ -67,10 +59,11 @@ def made_up(folder: Path, kind: str) -> Source:
         classifier.eval()
         logits = classifier(features)
     path = folder / "seed-0"
-    arrays = (part.numpy() for part in (features, logits, labels, torch.arange(IMAGES)))
-    Store(*arrays, checkpoint="made up", split="test").save(path / "stores/test")
+    ids = np.arange(IMAGES).astype(str)
+    arrays = (part.numpy() for part in (features, logits, labels))
+    Store(*arrays, ids, checkpoint="made up", split="test").save(path / "stores/test")
     recipe = RECIPES[RECIPE[kind]]
-    about = {
+    about: dict[str, Any] = {
         "seed": 0,
         "subset_hash": "made up",
         "protocol": recipe.protocol,
@@ -79,8 +72,13 @@ def made_up(folder: Path, kind: str) -> Source:
         "class_names": [f"class {c}" for c in range(CLASSES)],
         "versions": {"torch": torch.__version__},
     }
-    images: Any = Data(IMAGES)
-    trained = Trained(path, recipe, 0, Recognizer(Width(), classifier), "made up", about, lambda: images)
+    noise = torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
+    test = Split(noise, labels, ids)
+    training = ClassCounts(tuple(counts.tolist()))  # its images are never asked for
+    data = LongTailedData(
+        "made up", test, None, test, training, training, tuple(about["class_names"]), "made up", torch.Tensor.float
+    )
+    trained = Trained(path, recipe, 0, Recognizer(Width(), classifier), "made up", about, lambda: data)
     rows = {recipe.methods[0]: trained.row(recipe.methods[0])}
     result = {**about, "recipe": recipe.model_dump(mode="json"), "checkpoint": "made up", "rows": rows}
     (path / "results.json").write_text(json.dumps(result))
@@ -103,7 +101,7 @@ def measured(kind: str, folder: Path) -> dict[str, Any]:
 def table(record: dict[str, Any]) -> str:
     """The record as text."""
     sizes = f"{record['classes']:,} classes, {record['images']:,} test images, D {record['width']}"
-    lines = [f"{sizes}; one thread of {record['machine']}", "", "classifier  CPU seconds  peak memory     page"]
+    lines = [f"{sizes}; one thread", "", "classifier  CPU seconds  peak memory     page"]
     for kind, cost in record["classifiers"].items():
         memory, page = cost["peak_bytes"] / 2**30, cost["page_bytes"] / 1e6
         lines.append(f"{kind:10}  {cost['seconds']:11.1f}  {memory:8.2f} GiB  {page:.1f} MB")
@@ -113,7 +111,7 @@ def table(record: dict[str, Any]) -> str:
 def main() -> None:
     """Measure each classifier in its own process, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print the record")
+    parser.add_argument("--out", type=Path, help="write the record there, too")
     parser.add_argument("--keep", type=Path, help="a folder to keep runs and pages in")
     parser.add_argument("--only", choices=RECIPE, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -128,13 +126,14 @@ def main() -> None:
             command = [sys.executable, __file__, "--only", kind, "--keep", str(folder)]
             costs[kind] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     record = {
-        "machine": platform.machine(),
         "classes": CLASSES,
         "images": IMAGES,
         "width": WIDTH,
         "classifiers": costs,
     }
-    print(json.dumps(record, indent=1) if asked.json else table(record))
+    print(table(record), end="")
+    if asked.out:
+        write(asked.out, record)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ median milliseconds and its speed against two iterators, measured in turn in one
 sample, as the field's code has it for square-root and progressive sampling, and the leanest iterator we could write.
 """
 
+import argparse
 import random
 import statistics
 import time
@@ -71,6 +72,7 @@ def milliseconds(run: Callable[[], object]) -> float:
 
 def main() -> None:
     """Time each rule and the iterator in turn, PAIRS times; print medians."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     counts = zipf_counts()
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), counts.per_class))
     members = Members.of(labels, counts)

@@ -20,7 +20,6 @@ import gc
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import shutil
 import socket
@@ -42,6 +41,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 import curves
+from records import write
 from tailwise import CausalClassifier, ClassCounts
 from tailwise.adjust import sweep_alpha, tde_components
 from tailwise.data import frozen_order
@@ -415,18 +415,6 @@ def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[st
     return sorted(by_key.values(), key=lambda curve: parts.index(curve["part"]))
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers depend on; no names."""
-    cpu = platform.processor() or "unknown"
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": 1, "system": platform.system(), **versions}
-
-
 def main() -> None:
     """Measure, print, write, draw; exit with 1 if something grows faster than linearly."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -442,12 +430,12 @@ def main() -> None:
         measured += run_ranks()
     if arguments.only and arguments.json and arguments.json.exists():
         measured = merged(json.loads(arguments.json.read_text())["curves"], measured)
-    record = {"name": "scale", "machine": machine(), "curves": measured}
+    record = {"name": "scale", "curves": measured}
     print(
         f"\n{time.perf_counter() - start:.0f} s; ~ is the exponent of the upper half\n\n{curves.table(record)}", end=""
     )
     if arguments.json:
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+        write(arguments.json, record)
     if arguments.plot:
         curves.draw(record, arguments.plot)
     if arguments.quick:  # no size here is large enough for its exponent to say anything

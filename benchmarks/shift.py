@@ -6,6 +6,7 @@
 Strengths are chosen on validation images weighted to the test prior; nothing is chosen on test images.
 """
 
+import argparse
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -90,6 +91,7 @@ def table(record: dict[str, Any]) -> str:
 
 def main() -> None:
     """Train, measure, write the record and print the table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         (run,) = experiment.train([find("digits-lt/tde")[0]], SEEDS, out, data_dir=None, watch=Silent(), device="cpu")

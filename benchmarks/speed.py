@@ -13,7 +13,6 @@ settings. Compiling comes before the timing. `loop` needs torchvision.
 """
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from records import write
 from tailwise import CausalClassifier, LinearClassifier, Stage, fit, fold_tde, ranks
 from tailwise.backbones import ResNet32
 from tailwise.data import EpochBatches, Normalize, Split, random_crop
@@ -296,7 +296,7 @@ def table(record: Figures) -> str:
     """The figures of a record, a line each."""
     lines = [f"{'':56} {'ratio':>6}  {'from .. to':>12}  {'ours':>9}  {'theirs':>9}"]
     for name, figures in record.items():
-        if isinstance(figures, dict):
+        if isinstance(figures, dict) and "ratios" in figures:
             spread = f"{min(figures['ratios']):.2f} .. {max(figures['ratios']):.2f}"
             both = f"{figures['ours']:9.3g}  {figures['theirs']:9.3g}"
             lines.append(f"{name:56} {figures['ratio']:6.2f}  {spread:>12}  {both}")
@@ -323,14 +323,13 @@ def main() -> None:
     record: Figures = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
     }
     for what in asked.what:
         for name, figures in WHAT[what](device, asked.repeats).items():
             record[name] = figures
     print(table(record), end="")
     if asked.json:
-        asked.json.write_text(json.dumps(record, indent=1) + "\n")
+        write(asked.json, record)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import tailwise
 
 SRC = Path(tailwise.__file__).parent
 LAYERS = [
-    {"shapes", "checks", "seeds", "recognizer", "ranks"},
+    {"shapes", "checks", "seeds", "recognizer", "ranks", "machine"},
     {"counts"},
     {"data", "sampling", "backbones", "classifiers", "losses", "train", "evaluate"},
     {"adjust", "methods"},

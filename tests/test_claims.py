@@ -1,14 +1,11 @@
 """What `benchmarks/claims.py` finds of the papers' claims, on made-up numbers."""
 
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 import claims
-import records
 from tailwise import InputError
 from tailwise.experiments import runs
 from tailwise.recipes.catalog import RECIPES
@@ -152,14 +149,3 @@ def test_the_runs_are_those_of_the_table(capsys):
     assert capsys.readouterr().out.count("left out: ") == 10
     with pytest.raises(InputError, match=r"runs: expected one of a kind, got two of 'balanced': tde/.* and tde/"):
         claims.sorted_out([*expected.values(), run("tde", *BALANCED)])
-
-
-def test_a_record_says_what_it_comes_from(tmp_path, monkeypatch):
-    """Of every script: its command as it was given, the machine, the versions."""
-    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/claims.py", "runs/a b", "--out", "claims.json"])
-    records.write(tmp_path / "claims.json", {"claims": {}})
-    found = json.loads((tmp_path / "claims.json").read_text())
-    assert found["claims"] == {}
-    assert found["made"]["command"] == "python benchmarks/claims.py 'runs/a b' --out claims.json"
-    assert found["made"]["versions"]["torch"] == torch.__version__
-    assert found["made"]["hardware"]["cores"] >= 1

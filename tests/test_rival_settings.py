@@ -261,6 +261,12 @@ def test_two_stages_have_names_of_their_own_and_see_one_model(first, changes, me
         Recipe.model_validate(settings | {"stages": (stage, stage | changes)})
 
 
+def test_a_recipe_has_a_stage():
+    settings = RECIPES["digits-lt/joint"].model_dump()
+    with pytest.raises(ValueError, match="stages: expected at least one, got none"):
+        Recipe.model_validate(settings | {"stages": ()})
+
+
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [

@@ -231,6 +231,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _stages_fit_one_another(self) -> "Recipe":
+        if not self.stages:
+            raise ValueError("stages: expected at least one, got none")
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):  # a stage finds its batches by its name
             raise ValueError(f"stages: expected a name of its own for each, got {', '.join(names)}")

@@ -1,8 +1,5 @@
 """Reproduce a table: do what its plan leaves to be done, and the record of what came of it."""
 
-import os
-import platform
-import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +16,7 @@ from tailwise.experiments.owned import TakenError, owned
 from tailwise.experiments.resume import OutOfTime
 from tailwise.experiments.trained import Asked, Trained
 from tailwise.experiments.watch import Watch
+from tailwise.machine import hardware
 from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.schema import Recipe, SecondStageSettings
 from tailwise.report.reproduction import markdown
@@ -208,16 +206,6 @@ def command_of(request: Request) -> str:
     options += [("--protocol", protocol) for protocol in request.protocols]
     words = [word for option in options for word in option]
     return shlex.join(["tailwise", "reproduce", request.table, *request.settings, *words])
-
-
-def hardware() -> dict[str, Any]:
-    """Of this machine; what a seed was trained on is among its versions."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        found = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), flags=re.M)
-        model = found[1] if found else model
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system()}
 
 
 def _run(job: Job, request: Request, watch: Watch, until: float | None) -> list[str]:

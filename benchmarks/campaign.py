@@ -1,6 +1,6 @@
 """Kill training 50 times at random moments, 25 of them with two processes, and see that nothing is lost.
 
-    make campaign        # about a quarter of an hour; writes results/campaign.json
+    python benchmarks/campaign.py        # or make campaign; a quarter of an hour; writes results/campaign.json
 
 Every run that comes to its end must have, bit for bit, the weights and results of one that was never disturbed; after
 every kill, every visible file must be whole. One process alone is started again with --resume; of two under
@@ -21,6 +21,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from records import write
 from tailwise.experiments import runs
 from tailwise.train import load_checkpoint
 
@@ -190,8 +191,8 @@ def main() -> None:
         tally = campaign(asked.kills, processes, rng)
         lost += tally.runs_that_differ + tally.corrupt_files + tally.stuck
         record[f"{processes} process{'es' if processes > 1 else ''}"] = vars(tally)
-    asked.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(asked.out.read_text())
+    write(asked.out, record)
+    print(json.dumps(record, indent=1))
     sys.exit(lost > 0)
 
 
