@@ -9,6 +9,7 @@ from torch import nn
 
 from tailwise import CausalClassifier, ClassCounts, InputError, Store
 from tailwise.adjust import sweep_alpha
+from tailwise.data import string_array
 from tailwise.evaluate import (
     METRICS,
     extract,
@@ -191,6 +192,13 @@ def test_store_round_trip_is_memory_mapped(tmp_path):
     assert isinstance(loaded.features, np.memmap)
     assert (loaded.split, loaded.checkpoint, len(loaded)) == ("test", "abc", 6)
     assert [path.name for path in (tmp_path / "stores").iterdir()] == ["test"]
+
+
+def test_a_store_of_images_on_disk_has_their_ids(tmp_path):
+    """These are strings of any length in NumPy's own type, which no .npy holds."""
+    names = ["cat/1.jpg", "c/2.jpg", "dög/a long name.jpg", "d", "e", "f"]
+    a_store(ids=string_array(names)).save(tmp_path / "test")
+    assert Store.load(tmp_path / "test", "abc").ids.tolist() == names
 
 
 def test_store_of_another_checkpoint_is_refused(tmp_path):

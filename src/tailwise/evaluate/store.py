@@ -65,8 +65,10 @@ class Store:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-            for name in ARRAYS:
-                np.save(temporary / f"{name}.npy", getattr(self, name), allow_pickle=False)
+            # ids of images on disk are strings of any length: as fixed-width text, which a .npy can hold
+            arrays = {name: getattr(self, name) for name in ARRAYS} | {"ids": np.array(self.ids.tolist())}
+            for name, array in arrays.items():
+                np.save(temporary / f"{name}.npy", array, allow_pickle=False)
             about = {"format": FORMAT, "checkpoint": self.checkpoint, "split": self.split, "samples": len(self)}
             (temporary / "store.json").write_text(json.dumps(about, indent=1) + "\n")
             temporary.chmod(0o755)

@@ -82,9 +82,8 @@ def predict_split(model: Recognizer, data: LongTailedData, split: str, digest: s
     name = "test" if part is data.test else split
     parts = torch.tensor_split(torch.arange(len(part)), min(ranks.count(), len(part)))
     mine = parts[min(ranks.rank(), len(parts) - 1)]
-    ids = np.array(part.ids[mine.numpy()].tolist())  # as fixed-width text, which .npy can hold
     with on_device(model, data.device):
-        store = predict(model, in_order(data, part, mine), ids=ids, checkpoint=digest, split=name)
+        store = predict(model, in_order(data, part, mine), ids=part.ids[mine.numpy()], checkpoint=digest, split=name)
     if ranks.count() == 1:
         return store
     stores = ranks.gathered(store)[: len(parts)]
