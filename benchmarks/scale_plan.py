@@ -32,9 +32,9 @@ class Plan:
     node_memory: float = 1e12
 
 
-# The weight, and what a step holds at its peak in sizes of it, as `scale.py` measures it: 7 (gradient, momentum, the
+# The weight, and what a step holds at its peak in sizes of it, as `scale.py` measures it: 9 (gradient, momentum, the
 # normalized weight, what its backward pass needs for a moment); and DistributedDataParallel's buckets.
-COPIES = 9
+COPIES = 11
 LOGITS = 3  # logits, their log-softmax, their gradient
 
 Row = tuple[str, str, str]

@@ -13,7 +13,7 @@ from jpeg_trees import benchmark_tree, folder_tree, jpeg
 from reports import run
 from tailwise.checks import InputError
 from tailwise.counts import ClassCounts
-from tailwise.data import digits_lt
+from tailwise.data import audits, digits_lt
 from tailwise.data.auditing import audit, gini, suits
 from tailwise.data.duplicates import _alike, difference_hash, duplicates
 from tailwise.data.folders import folder_index
@@ -124,6 +124,12 @@ def test_images_in_memory_are_compared_too():
 def test_the_rule_for_a_recipe(counts, judged, recipe, settings):
     rule = suits(ClassCounts(counts), judged=judged)
     assert (rule["recipe"], rule["settings"]) == (recipe, settings)
+    assert suits(ClassCounts(counts), judged=judged, pretrained=False)["settings"] == []
+
+
+def test_no_frozen_backbone_is_advised_where_none_is_pretrained():
+    """Digits are 8 x 8 pixels; `backbone.frozen=true` is refused there."""
+    assert audits.audited("digits-lt", None, {}, compare=False)["suits"]["settings"] == []
 
 
 def test_what_is_suggested_can_be_trained():

@@ -209,8 +209,8 @@ def test_store_of_another_checkpoint_is_refused(tmp_path):
 
 def test_saving_replaces_an_older_store(tmp_path):
     a_store().save(tmp_path / "test")
-    a_store(checkpoint="new").save(tmp_path / "test")
-    assert Store.load(tmp_path / "test", "new").checkpoint == "new"
+    a_store(checkpoint="new").save(str(tmp_path / "test"))
+    assert Store.load(str(tmp_path / "test"), "new").checkpoint == "new"
 
 
 @pytest.mark.parametrize("broken", ["store.json", "features.npy"])

@@ -80,23 +80,26 @@ def audit(
         ],
         "duplicates": [asdict(pair) for pair in pairs] if compare else None,
         "unreadable": broken if compare else None,
-        "suits": suits(counts, judged=1 - len(unjudged) / len(class_names)),
+        "suits": suits(
+            counts, judged=1 - len(unjudged) / len(class_names), pretrained=isinstance(parts["train"], DiskSplit)
+        ),
     }
 
 
-def suits(counts: ClassCounts, *, judged: float) -> dict[str, Any]:
+def suits(counts: ClassCounts, *, judged: float, pretrained: bool = True) -> dict[str, Any]:
     """Which recipe to begin with, by rule, and why: a rule of thumb, to be replaced by your own comparison.
 
     - Classes within a factor of 2: "joint", plain training; there is nothing to re-balance.
     - Fewer than half of the classes have val and test images: "logit-adjustment", which has no strength to choose.
     - Otherwise "decoupling": plain training, then ncm, tau-norm, crt and lws on the same features, their strengths
-      chosen on val; "tde" is the row to compare with.
+      chosen on val, and logit-adjustment, which needs the counts alone; "tde" is the row to compare with.
 
     With fewer than 10,000 training images the backbone stays as it was pretrained: `backbone.frozen=true`.
 
     Args:
         counts: of train.
         judged: share of the classes that val and test have images of, in [0, 1].
+        pretrained: whether there are pretrained networks for such images.
 
     >>> suits(ClassCounts((500, 60, 5)), judged=1.0)["recipe"]
     'decoupling'
@@ -110,10 +113,13 @@ def suits(counts: ClassCounts, *, judged: float) -> dict[str, Any]:
     else:
         recipe, why = (
             "decoupling",
-            [f"{ratio}: train plainly, re-balance the classifier, choose on val; compare with tde"],
+            [
+                f"{ratio}: train plainly, re-balance the classifier, choose on val",
+                "compare with logit-adjustment of the same run (tailwise adjust RUN --method logit-adjustment) and tde",
+            ],
         )
     settings = []
-    if counts.total < FEW_IMAGES:
+    if counts.total < FEW_IMAGES and pretrained:
         settings.append("backbone.frozen=true")
         why.append(f"{counts.total:,} training images: fewer than it takes to train a backbone")
     return {"recipe": recipe, "settings": settings, "why": why}

@@ -55,13 +55,13 @@ class Store:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write to `folder`, whole or not at all; an older store there is replaced.
 
         Raises:
             InputError: the folder cannot be written.
         """
-        temporary = None
+        folder, temporary = Path(folder), None
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -85,12 +85,13 @@ class Store:
                 shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
-    def load(cls, folder: Path, checkpoint: str) -> "Store":
+    def load(cls, folder: Path | str, checkpoint: str) -> "Store":
         """The store in `folder`, memory-mapped, if it was made by the checkpoint of this digest.
 
         Raises:
             InputError: no store there, a corrupt one, or one of another checkpoint.
         """
+        folder = Path(folder)
         try:
             about: Any = json.loads((folder / "store.json").read_text())
             arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
