@@ -351,6 +351,34 @@ def test_the_one_layer_with_as_many_outputs_as_classes():
     assert isinstance(tailwise.attach(model, causal)[2], AttachedClassifier)
 
 
+class TwoNames(nn.Module):
+    """Its last layer is `fc` and `net.2`, and is asked by the second name."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.body = nn.Linear(8, 3), nn.Linear(6, 8)
+        self.net = nn.Sequential(self.body, nn.ReLU(), self.fc)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("layer", [None, "fc", "net.2"])
+def test_a_layer_of_two_names_is_replaced_at_both(layer):
+    model, classifier = TwoNames(), tailwise.CausalClassifier(8, 3)
+    tailwise.attach(model, classifier, layer=layer)
+    assert model.fc is model.net[2]
+    logits = model(X[0])
+    assert near(logits, classifier(model.net[:2](X[0])))
+    logits.sum().backward()
+    assert classifier.weight.grad.any()
+    assert classifier.average.value.any()
+    model.eval()
+    with torch.no_grad():
+        expected = tailwise.tde(model.net[:2](X[0]), classifier, 1.0)
+    assert near(tailwise.detach_adjusted(model, 1.0)(X[0]), expected)
+
+
 WIDE = "classifier: expected one for features of width 512, got "
 REFUSED = {
     "two classifiers": (

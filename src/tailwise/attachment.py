@@ -103,7 +103,7 @@ def attach(
         classifier: a module, features [N, D] to logits [N, C], or what makes one from (in_features, num_classes), such
             as `tailwise.CausalClassifier`. C may differ from what the model had, but not for transformers, where the
             loss knows it.
-        layer: the name of the layer, as in `model.named_modules()`, where it cannot be found.
+        layer: the name of the layer, as in `model.named_modules()`, where it cannot be found; any, if it has several.
         mask: the argument of the model's forward that is not 0 for tokens that count, [N, L]. Default: "attention_mask"
             if there is one.
 
@@ -144,7 +144,8 @@ def attach(
     attached.train(old.training)  # it was asked in eval mode
     if mask in arguments:
         attached.watch(model, mask, arguments.index(mask))
-    model.set_submodule(path, attached)
+    for name in [name for name, module in _named(model).items() if module is old]:  # a forward may use any of its names
+        model.set_submodule(name, attached)
     return model
 
 
@@ -214,8 +215,13 @@ def _known_classes(model: nn.Module, given: nn.Module | None) -> Any:
     return getattr(model, "num_classes", getattr(getattr(model, "config", None), "num_labels", own))
 
 
+def _named(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module by every name that it has, in the order of the model's definition."""
+    return dict(model.named_modules(remove_duplicate=False))
+
+
 def _linear(model: nn.Module, path: str) -> nn.Linear:
-    modules = dict(model.named_modules())
+    modules = _named(model)
     if path not in modules:
         raise checks.InputError(f"layer: unknown value '{path}'{checks.nearest(path, modules)}")
     layer = modules[path]
