@@ -379,6 +379,12 @@ def test_a_layer_of_two_names_is_replaced_at_both(layer):
     assert near(tailwise.detach_adjusted(model, 1.0)(X[0]), expected)
 
 
+def test_norms_parametrizations_and_lazy_layers_do_not_hide_the_last_layer():
+    weight_norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(nn.LazyLinear(8), weight_norm(nn.Linear(8, 3)), nn.LayerNorm(3), nn.PReLU())
+    assert isinstance(tailwise.attach(model, tailwise.CausalClassifier(8, 3))[1], AttachedClassifier)
+
+
 WIDE = "classifier: expected one for features of width 512, got "
 REFUSED = {
     "two classifiers": (
@@ -392,6 +398,16 @@ REFUSED = {
     "no classifier": (
         lambda: tailwise.attach(transformers("BertForMaskedLM", **SMALL), causal),
         "the last linear layer of BertForMaskedLM was not found",
+    ),
+    "a hidden layer of as many outputs": (
+        lambda: tailwise.attach(
+            nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 8), nn.Linear(8, 5)), tailwise.CausalClassifier(8, 3)
+        ),
+        "the last linear layer of Sequential may not be 0, for 2 comes after it; name it: layer='...'",
+    ),
+    "a convolution comes after": (
+        lambda: tailwise.attach(nn.Sequential(nn.MultiheadAttention(8, 2), nn.Conv2d(8, 3, 1)), causal),
+        "the last linear layer of Sequential may not be 0.out_proj, for 1 comes after it",
     ),
     "no linear layer": (
         lambda: tailwise.attach(nn.Sequential(nn.Flatten(), nn.ReLU()), causal),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from tailwise import checks
@@ -93,7 +94,8 @@ def attach(
 
     The layer is found as the library has it: timm's `get_classifier`; `fc`, `classifier`, `head`, `heads` of
     torchvision; `classifier`, `score`, `classification_head`, ... of transformers; otherwise it is the one nn.Linear
-    with as many outputs as there are classes. The feature average moves with every forward in train mode.
+    with as many outputs as there are classes, if no layer but norms is defined after it. The feature average moves with
+    every forward in train mode.
 
     Where the layer sees tokens [N, L, D], those the mask leaves out stay out of the average; without a mask every token
     counts. A transformers model "ForSequenceClassification" that answers by its last token is averaged over that one.
@@ -111,8 +113,8 @@ def attach(
         The model.
 
     Raises:
-        InputError: no linear last layer, or several that may be it (they are listed); a layer or mask that the model
-            does not have; a classifier of another width; a model that holds an attached one already.
+        InputError: no linear last layer, several that may be it (they are listed), or others after it; a layer or mask
+            that the model does not have; a classifier of another width; a model that holds an attached one already.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> classifier = tailwise.CausalClassifier(8, 3)
@@ -201,11 +203,29 @@ def _find(model: nn.Module, given: nn.Module | None) -> str:
         num_classes = _known_classes(model, given)
         linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
         last = [module for module in linear if num_classes in (None, module.out_features)]
+        if len(last) == 1:
+            _check_nothing_follows(model, last[0], names)
     if len(last) != 1:
         listed = ", ".join(names[id(module)] for module in last)
         found = f"may be any of {listed}; name it: layer='{names[id(last[-1])]}'" if last else "was not found"
         raise checks.InputError(f"layer: the last linear layer of {type(model).__name__} {found}")
     return names[id(last[0])]
+
+
+def _check_nothing_follows(model: nn.Module, layer: nn.Module, names: dict[int, str]) -> None:
+    """Refuse a layer that fits by its outputs where another one with a matrix of weights stands behind it."""
+    inside = {*layer.modules()}  # a parametrized layer has its matrix in a module of its own
+    weighted = [module for module in _named(model).values() if module in inside or _has_matrix(module)]
+    if weighted[-1] not in inside:
+        raise checks.InputError(
+            f"layer: the last linear layer of {type(model).__name__} may not be {names[id(layer)]}, for "
+            f"{names[id(weighted[-1])]} comes after it; name it: layer='...'"
+        )
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    """Whether it has weights other than those of a norm, one per channel."""
+    return any(is_lazy(parameter) or parameter.dim() > 1 for parameter in module.parameters(recurse=False))
 
 
 def _known_classes(model: nn.Module, given: nn.Module | None) -> Any:
