@@ -54,12 +54,12 @@ def test_every_method_learns_and_is_one_matrix(method):
     assert (model.predict(test) == model.classes_[logits.argmax(axis=1)]).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_where_double_is_torchs_default(method):
+@pytest.mark.parametrize("method", sorted({*METHODS} - {*STREAMS}))
+def test_linear_methods_learn_where_double_is_torchs_default(method):
     x, y, test, truth = tailed()
     torch.set_default_dtype(torch.float64)
     try:
-        model = LongTailClassifier(method, random_state=0).fit(x, y)
+        model = LongTailClassifier(method, epochs=4, random_state=0).fit(x, y)
     finally:
         torch.set_default_dtype(torch.float32)
     assert balanced_accuracy_score(truth, model.predict(test)) > 0.65

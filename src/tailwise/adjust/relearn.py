@@ -110,7 +110,7 @@ def learn_linear(
     scale = math.sqrt(LENGTH * num_classes * len(features) / squares) if squares else 1.0
     with torch.random.fork_rng(devices=[]):  # the first weights depend on `seed` alone
         torch.default_generator.manual_seed(mixed_seed(checks.whole("seed", seed, at_least=0)))
-        linear = LinearClassifier(features.shape[1], num_classes).to(features.device)
+        linear = LinearClassifier(features.shape[1], num_classes).to(features.device, torch.float32)
     settings = Settings(balanced, epochs, batch_size, learning_rate, weight_decay, seed)
     _train(linear, features, labels, num_classes, settings, lambda batch: (batch.float() - center) * scale)
     with torch.no_grad():
