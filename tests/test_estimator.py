@@ -9,7 +9,7 @@ import scipy.sparse
 import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, get_scorer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from causal_oracles import unchecked
@@ -324,6 +324,14 @@ def test_misuse_is_one_clear_error():
         with pytest.raises(error, match=message), unchecked():
             wrong()
     assert stream.predict(x).shape == y.shape  # a refused chunk leaves the model as it was
+
+
+def test_a_scorer_is_tried_before_anything_is_trained(monkeypatch):
+    x, y, _, _ = tailed()
+    monkeypatch.setattr("tailwise.estimator.cross_fitted_predictions", None)
+    for scoring, told in (("roc_auc_ovr", "'roc_auc_ovr'"), (get_scorer("neg_log_loss"), "make_scorer")):
+        with pytest.raises(InputError, match=f"^scoring: expected a scorer of predicted classes, got {told}"):
+            LongTailClassifier("auto", scoring=scoring).fit(x, y)
 
 
 # ---- real data

@@ -217,6 +217,16 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         return np.asarray(self.folded_(torch.from_numpy(np.ascontiguousarray(X)).double()).numpy())
 
     def _best(self, features: Tensor, labels: Tensor, seed: int) -> str:
+        scorer = get_scorer(self.scoring)
+
+        def score(row: NDArray[np.int64], truth: NDArray[np.int64]) -> float:  # of predictions alone: features are none
+            return float(scorer(_Predicted(self.classes_, row), row[:, None], self.classes_[truth]))
+
+        try:
+            score(labels.numpy(), labels.numpy())  # before minutes of training
+        except AttributeError as error:  # probabilities or logits, which predicted classes do not have
+            raise checks.InputError(f"scoring: expected a scorer of predicted classes, got {self.scoring!r}") from error
+
         def predict(classifiers: Any, x: Tensor) -> NDArray[np.int64]:
             return np.stack([classifier(x.double()).argmax(dim=1).numpy() for classifier in classifiers])
 
@@ -230,11 +240,6 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             folds=self.folds,
             seed=seed,
         )
-        scorer = get_scorer(self.scoring)
-
-        def score(row: NDArray[np.int64], truth: NDArray[np.int64]) -> float:  # of predictions alone: features are none
-            return float(scorer(_Predicted(self.classes_, row), row[:, None], self.classes_[truth]))
-
         best, told = choose_method(METHODS, predicted, labels.numpy(), score=score, resamples=50, seed=seed)
         self.scores_ = {method: chosen.score for method, chosen in told.items()}
         return best
