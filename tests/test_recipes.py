@@ -336,6 +336,13 @@ def test_adjusted_classifier_on_disk_predicts_as_reported(tde_run, tmp_path):
         measure.load_model(runs.open_run(copy).seeds[1].path, method="tde")
 
 
+@pytest.mark.parametrize(("inside", "name"), [("", "."), ("stores", "..")])
+def test_a_model_is_loaded_from_within_its_folder(tde_run, monkeypatch, inside, name):
+    folder = tde_run.seeds[0].path.absolute()
+    monkeypatch.chdir(folder / inside)
+    assert torch.equal(measure.load_model(name).classifier.weight, measure.load_model(folder).classifier.weight)
+
+
 def test_not_a_run_folder(tmp_path, tde_run):
     for path, message in [
         (tmp_path / "none", "got nothing there"),

@@ -1,6 +1,7 @@
 """Read trained runs again: their models, their rows at another strength, their curves, their adjusted classifiers."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ def load_model(folder: Path | str, method: str | None = None) -> Recognizer:
     Raises:
         InputError: no run there, no such adjustment, or a checkpoint that is corrupt or does not fit.
     """
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))  # ".", too, has the run as its parent
     if not (folder / runs.CHECKPOINT).is_file():
         raise checks.InputError(
             f"folder: expected a seed's folder with {runs.CHECKPOINT}, such as RUN/seed-0, got {folder}"
