@@ -227,7 +227,7 @@ def test_misuse_is_one_line(files, capsys):
         ({"--labels": "float.npy"}, (), "expected whole numbers, got float64"),
         ({}, ("--method", "tau-nrm"), "did you mean 'tau-norm'"),
         ({}, ("--method", "crt", "--alpha", "1"), "alpha: expected --method tde, got crt"),
-        ({}, ("--method", "tde", "--alpha", "auto"), "alpha: expected a finite number"),
+        ({}, ("--method", "tde", "--alpha", "auto"), "alpha: expected a finite number, got 'auto'"),
         ({}, ("--power", "1"), "power: expected --method tau-norm, got auto"),
         ({}, ("--val-features", "f.npy"), "expected features and labels of it or neither"),
         ({}, ("--method", "la", "--val-features", "f.npy"), "val-features: expected --method auto"),

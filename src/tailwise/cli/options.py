@@ -45,7 +45,8 @@ def strength_of(name: str, text: str | None, words: Sequence[str]) -> Any:
     try:
         value = checks.number(name, float(text))
     except ValueError:
-        raise checks.InputError(f"{name}: expected a finite number or {' or '.join(words)}, got '{text}'") from None
+        expected = " or ".join(["a finite number", *words])
+        raise checks.InputError(f"{name}: expected {expected}, got '{text}'") from None
     if name == "power" and abs(value) > 10:
         raise checks.InputError(f"power: expected a number in [-10, 10], got {text}")
     return value
