@@ -105,6 +105,21 @@ def test_a_run_goes_on_with_its_own_arithmetic_and_says_so(tmp_path, monkeypatch
     assert plan.plan_record(replace(made, request=alike))["runs"][0]["goes_on_with"] == []
 
 
+def test_a_plan_says_what_is_begun_and_no_name_is_in_pieces(capsys):
+    """In 80 columns, the names of runs and the figures whole; what is begun stands below."""
+    run = {"changed": {}, "protocol": "paper", "epochs": 215, "goes_on_with": [], "lacks": None}
+    whole = run | {"finished": [0], "seeds": [0], "left": [0], "begun": {}, "seconds": 0.0, "estimated_from": None}
+    begun = run | {"finished": [], "seeds": [0], "left": [0], "begun": {"0": 54}}
+    begun |= {"seconds": 14_500.0, "estimated_from": "steps"}
+    name = "cifar100-lt/decoupling-class-balanced"
+    record = {"about": "A table", "subset_seed": 0, "seconds": 14_500.0, "memory": 1e9, "device": "cpu", "lacks": {}}
+    print_plan(Console(width=80), record | {"runs": [whole | {"recipe": "cifar100-lt/tde"}, begun | {"recipe": name}]})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "decoupling-class-balanced 0 of 1 seed 215 4 h 02 min timed steps" in lines
+    assert f"{name}: seed 0 is at epoch 54" in lines
+    assert "cifar100-lt/tde: seed 0 lacks rows" in lines
+
+
 def test_what_an_option_says_is_no_setting(tmp_path):
     for setting, option in (
         ("protocol=clean", "--protocol"),

@@ -132,7 +132,7 @@ def test_what_is_there_is_not_trained_again(out, capsys):
     assert "nothing left to do" in text
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
     assert all(len(line) <= 80 for line in text.splitlines() if "─" in line or " off" in line)
-    assert "3 of 3 trained" in text
+    assert "3 of 3 seeds" in text
 
 
 def test_a_dry_run_writes_nothing(table, tmp_path, capsys):

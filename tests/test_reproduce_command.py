@@ -47,6 +47,6 @@ def test_a_table_of_which_nothing_can_be_run(tmp_path, capsys):
     code, text, _ = run(capsys, "reproduce", "kang-4", "--out", tmp_path)
     assert code == 0
     assert "5 runs on subset seed 0; nothing left that can be run on" in text
-    assert "  focal              0 of 3 trained      30     -  -" in text
+    assert "  focal              0 of 3 seeds      30     -  -" in text
     assert "cannot be run, 5 runs: no data: places-lt (data-dir: places-lt needs a local copy" in text
     assert text.count("not run: no data") == 9  # a line for each row

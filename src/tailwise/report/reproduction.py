@@ -70,7 +70,7 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
             console,
             f"{_count(len(runs), 'run')}{subset}; {rest}{memory} on {plan['device']}",
         )
-        table = _table("run", "seeds", "epochs", "left", "by")
+        table = _table("run", "trained", "epochs", "left", "by")
         for column in table.columns[2:4]:
             column.justify = "right"
         for section, inside in groupby(runs, key=_section):
@@ -80,8 +80,11 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
                 left = span(run["seconds"]) if run["seconds"] else "no training" if run["left"] else "-"
                 by = {"log": "its log", "steps": "timed steps", None: "-"}[run["estimated_from"]]
                 name = run["recipe"].split("/")[1]
-                table.add_row(f" {name}{protocol}", _seeds(run), str(run["epochs"]), left, by if run["left"] else "-")
+                trained = f"{len(run['finished'])} of {_count(len(run['seeds']), 'seed')}"
+                table.add_row(f" {name}{protocol}", trained, str(run["epochs"]), left, by if run["left"] else "-")
         console.print(table)
+        for line in _begun(runs):
+            _say(console, line)
         if seeds:
             _say(console, "estimates: training alone, on a machine that does nothing else; memory is that of training")
     for run in runs:
@@ -242,10 +245,13 @@ def _section(run: Mapping[str, Any]) -> str:
     return ", ".join([data, *([f"ratio {ratio:g}"] if ratio else []), *others])
 
 
-def _seeds(run: Mapping[str, Any]) -> str:
-    rows = [f"seed {seed} lacks rows" for seed in run["finished"] if seed in run["left"]]
-    begun = [f"seed {seed} at epoch {epoch}" for seed, epoch in run["begun"].items()]
-    return ", ".join([f"{len(run['finished'])} of {len(run['seeds'])} trained", *rows, *begun])
+def _begun(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each run of which something is there that is not done."""
+    for run in runs:
+        rows = [f"seed {seed} lacks rows" for seed in run["finished"] if seed in run["left"]]
+        begun = [f"seed {seed} is at epoch {epoch}" for seed, epoch in run["begun"].items()]
+        if rows or begun:
+            yield f"{run['recipe']}: {', '.join([*rows, *begun])}"
 
 
 def _table(*headers: str) -> Table:
