@@ -24,7 +24,8 @@ from tailwise.recipes.catalog import RECIPES, SUITES, find, second_stage, with_s
 from tailwise.recipes.overrides import override, override_after_training
 from tailwise.recipes.schema import CosineSettings, LinearSettings, MlpSettings, ScaledSettings
 from tailwise.recognizer import Recognizer
-from tailwise.train import load_checkpoint
+from tailwise.report.summary import summarize
+from tailwise.train import load_checkpoint, save_checkpoint
 
 SECOND = ["crt", "lws", "crt-stored", "lws-stored", "crt-mlp", "crt-cosine"]
 SECOND += ["fine-tune", "fine-tune-slow", "fine-tune-last-block"]
@@ -230,6 +231,22 @@ def test_a_stage_that_follows_later_is_the_stage_that_follows_at_once(run, tmp_p
     result, path = measure.adjust(measure.open_trained(seed, None), method)
     assert load_checkpoint(path).digest == before.digest
     assert result["rows"][method] == seed.results()["rows"][method]
+
+
+def test_a_second_stage_of_before_a_setting_was_there_has_its_default(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "copy")
+    seeds = runs.open_run(tmp_path / "copy").seeds
+    kept = load_checkpoint(seeds[0].path / "adjusted/crt-stored.safetensors")
+    content = runs.read_json(seeds[0].path / runs.RESULTS)
+    for written in (kept.meta["notes"]["second_stage"], content["rows"]["crt-stored"]["second_stage"]):
+        del written["stage"]["clip_norm"], written["stage"]["reweight_beta"]
+    save_checkpoint(seeds[0].path / "adjusted/crt-stored.safetensors", kept.state, kept.meta)
+    runs.write_json(seeds[0].path / runs.RESULTS, content)
+
+    before, after = run.seeds[0].results(), measure.open_trained(seeds[0], None)
+    assert summarize([seed.results() for seed in seeds]) == summarize([seed.results() for seed in run.seeds])
+    assert measure.measure(after, ["crt-stored"])["rows"]["crt-stored"] == before["rows"]["crt-stored"]
+    assert measure.adjust(after, "crt-stored")[0]["rows"]["crt-stored"] == before["rows"]["crt-stored"]
 
 
 def test_second_stages_of_different_seeds_and_methods_differ(run):

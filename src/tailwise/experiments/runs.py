@@ -20,7 +20,7 @@ from tailwise import checks, ranks
 from tailwise.experiments.owned import LOCKS
 from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.methods import METHODS
-from tailwise.recipes.schema import Recipe
+from tailwise.recipes.schema import Recipe, SecondStageSettings
 
 FORMAT = "tailwise-run/1"
 Settled = TypeVar("Settled", bound=BaseModel)  # a recipe of some kind
@@ -68,6 +68,9 @@ class SeedFolder:
         for key, kind in (("seed", int), ("published_counts", list), ("rows", dict)):
             if not isinstance(content[key], kind):
                 raise checks.InputError(f"{path}: expected {key} of type {kind.__name__}, got {content[key]!r}")
+        for row in content["rows"].values():
+            if "second_stage" in row:
+                row["second_stage"] = whole_stage(row["second_stage"])
         return content
 
 
@@ -329,6 +332,14 @@ def what_counts(written: Any) -> dict[str, Any]:
         except ValidationError:
             continue
     return {key: value for key, value in flat(written).items() if key not in IDLE}
+
+
+def whole_stage(written: dict[str, Any]) -> dict[str, Any]:
+    """What is written down of a second stage, perhaps before some setting was there: what it lacks has its default."""
+    settings = {key: value for key, value in written.items() if key in SecondStageSettings.model_fields}
+    with contextlib.suppress(ValidationError):  # a setting that this version does not know
+        settings = SecondStageSettings.model_validate(settings).model_dump(mode="json")
+    return {**written, **settings}
 
 
 def check_settings(path: Path, about: dict[str, Any], recipe: Recipe | DetectionRecipe) -> None:
