@@ -15,7 +15,7 @@ from tailwise.experiments import experiment, runs
 from tailwise.experiments.watch import Silent, Together
 from tailwise.recipes.catalog import find
 from tailwise.recipes.overrides import override
-from tailwise.report.trackers import PARAMS_AT_ONCE, Mlflow, scalars, summary, trackers
+from tailwise.report.trackers import PARAMS_AT_ONCE, Mlflow, TensorBoard, scalars, summary, trackers
 from tailwise.train import load_checkpoint
 
 GROUPS = ("many", "medium", "few", "all")
@@ -303,6 +303,28 @@ def test_a_failed_seed_leaves_the_others_alone(tmp_path):
     assert [path.name for path in (tmp_path / "a/tensorboard").iterdir()] == ["seed-0"]
 
 
+def test_a_second_stage_that_is_stopped_leaves_what_an_earlier_one_tracked(tmp_path):
+    board, settings, folder = TensorBoard(), {"seed": 0, "method": "crt"}, tmp_path / "tensorboard/seed-0-crt"
+    record = dict.fromkeys(("loss", "learning_rate", "images_per_second", "memory", "val"), 1.0)
+    record |= {"number": 1, "val_accuracy": None, "head_cosine": None}
+
+    def tracked():
+        board.begin("a", 1, settings, tmp_path / "seed-0")
+        board.epoch(record)
+
+    tracked()
+    board.done("a", "", {})
+    (before,) = folder.iterdir()
+    tracked()
+    assert len(list(folder.iterdir())) == 2
+    board.stopped(kept=False)
+    assert list(folder.iterdir()) == [before]
+    before.unlink()
+    tracked()
+    board.stopped(kept=False)
+    assert not (tmp_path / "tensorboard").exists()
+
+
 # ---- trackers that fail
 
 
@@ -375,6 +397,11 @@ def test_the_command_tracks(tmp_path, capsys, wandb):
     assert sorted(read["loss"]) == [1, 2]
     assert len({session.asked["id"] for session in wandb.sessions}) == 2
     assert wandb.sessions[1].asked["name"] == "digits-lt/joint seed 0, crt"
+
+    code, err = command(capsys, *adjusting, "second.crt.stage.epochs=1", "--track", "wandb")
+    assert (code, "kept with stage.epochs 2, got 1" in err) == (2, True)
+    assert in_tensorboard(out / "tensorboard/seed-0-crt")[0] == read
+    assert len(wandb.sessions) == 2  # refused before anything is tracked
 
     code, err = command(capsys, "adjust", out, "--method", "tau-norm", "--track", "wandb")
     assert (code, err) == (

@@ -119,6 +119,7 @@ def adjust(
         "of": trained.digest,
     }
     with owned(trained.folder):
+        trained.check_same_stage(method)  # before anything is tracked
         place = None
         if epochs and save_every is not None:
             log = Log(trained.folder / f"last-{method}.jsonl")

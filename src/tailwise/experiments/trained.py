@@ -155,6 +155,8 @@ class Trained:
     def adjust(self, method: str, asked: Asked = AS_IT_IS, on_epoch: OnEpoch = unwatched) -> tuple[Row, Path]:
         """Make the adjusted model of a method, keep it beside the checkpoint; its row, and the file.
 
+        One that is kept is replaced: `check_same_stage` says whether it may be.
+
         Raises:
             InputError: no images or stores to make it from, settings that do not fit, a file that cannot be written.
         """
@@ -162,8 +164,6 @@ class Trained:
         about: dict[str, Any] = {"method": method, "of": self.digest, "seed": self.seed}
         if METHODS[method].adjust == "second-stage":
             settings = self._second_settings(method)
-            if self.has(method):
-                self._check_same_stage(path, settings)
             made = train_second_stage(
                 self.recipe,
                 method,
@@ -203,8 +203,15 @@ class Trained:
         by = self.recipe.metric if self.stores.val() is not None and settings["on"] == "images" else None
         return {**settings, "by": by, "allow_unseen": self.recipe.allow_unseen}
 
-    def _check_same_stage(self, path: Path, settings: dict[str, Any]) -> None:
-        """Refuse to put a second stage of other settings in the place of one that is kept."""
+    def check_same_stage(self, method: str) -> None:
+        """Refuse to put a second stage of other settings in the place of one that is kept.
+
+        Raises:
+            InputError: they differ; the one that is kept is corrupt, or of another checkpoint.
+        """
+        if METHODS[method].adjust != "second-stage" or not self.has(method):
+            return
+        path, settings = adjusted_path(self.folder, method), self._second_settings(method)
         kept = load_adjusted(path, self.model, self.digest).about["notes"]["second_stage"]
         there, here = runs.flat({k: v for k, v in kept.items() if k != "epoch"}), runs.flat(settings)
         for key in sorted(there.keys() | here.keys()):

@@ -31,7 +31,7 @@ class Watch(Protocol):
     epoch: the record of an epoch, as it stands in log.jsonl. After a resume epochs may be told a second time.
     done: line: what to say of it; rows: accuracies in percent, by method and group.
     stopped: in place of done, perhaps before begin. kept: the folder is still there, to be gone on from; if not, no
-    trace is to be left.
+    trace is to be left of what was told since begin, and what was tracked before stays.
     """
 
     def begin(self, label: str, epochs: int, settings: Mapping[str, Any], folder: Path) -> None: ...

@@ -10,7 +10,6 @@ folder's name, or a run in a place that was used before would go on in its prede
 
 import json
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -42,6 +41,7 @@ class TensorBoard:
     def begin(self, label: str, epochs: int, settings: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002  # as Watch has it
         # beside the seed's folder, which changes its name when it is done
         self.folder, self.epochs, self.settings = folder.parent / "tensorboard" / _name(settings), epochs, settings
+        self.before = set(self.folder.glob("*"))
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         # what is told again after a resume replaces what was told: readers drop all from this number on
@@ -55,8 +55,10 @@ class TensorBoard:
         folder = self.folder
         self._close()
         if folder is not None and not kept:
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # other seeds are in there
+            with suppress(OSError):  # what an earlier call tracked is in there, or other seeds
+                for path in set(folder.glob("*")) - self.before:
+                    path.unlink()
+                folder.rmdir()
                 folder.parent.rmdir()
 
     def _write(self, values: Mapping[str, float], number: int, purge_from: int | None) -> None:
