@@ -198,6 +198,27 @@ def test_the_output_can_be_a_file(trained, pictures, capsys, tmp_path):
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 22  # what could be predicted is there
 
 
+def test_what_is_predicted_before_an_interruption_stays(trained, pictures, capsys, monkeypatch, tmp_path):
+    out, arguments = tmp_path / "p.csv", ("predict", trained, pictures, "--out", tmp_path / "p.csv")
+    out.write_text("old")
+    read = predicting._read
+
+    def until_the_tenth(path, *more):
+        if path.name == "09.png":
+            raise KeyboardInterrupt
+        return read(path, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predicting, "PREDICT_BATCH", 7)
+        patch.setattr(predicting, "_read", until_the_tenth)
+        assert run(capsys, *arguments)[0] == 130
+    begun = (tmp_path / "p.csv.partial").read_text()
+    assert (out.read_text(), len(begun.splitlines())) == ("old", 8)
+    assert run(capsys, *arguments) == (0, "", "")
+    assert out.read_text().startswith(begun)
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_without_a_strength_it_is_the_runs_own(trained, pictures, capsys):
     _, out, _ = run(capsys, "evaluate", trained, "--method", "tde", "--json")
     (alpha,) = json.loads(out)["rows"][0]["alpha"]["values"]
@@ -227,6 +248,8 @@ def test_a_second_stage_with_features_of_its_own_takes_images_alone(trained, pic
         (["x.png", "--top-k", "11"], "top_k: expected at most 10, the number of classes, got 11"),
         (["x.png", "--top-k", "0"], "top_k: expected a whole number of at least 1, got 0"),
         (["x.png", "--method", "tau-norm"], "needs a linear classifier"),
+        (["x.png", "--out", "nowhere/p.csv"], "nowhere/p.csv: cannot write (no folder nowhere)"),
+        (["x.png", "--out", str(ROOT)], f"{ROOT}: cannot write (a folder is there)"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_written(trained, capsys, arguments, message):

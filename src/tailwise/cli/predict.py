@@ -31,9 +31,11 @@ def predict(
     """
     if not paths:
         raise checks.InputError("paths: expected at least one image, folder or file of features, got none")
-    from tailwise.experiments.runs import open_run, write_text
+    from tailwise.experiments.runs import check_place, open_run, write_lines
     from tailwise.recipes.methods import deployed_method
 
+    if out is not None:
+        check_place(out)
     strengths = strength_of("alpha", alpha, ("auto",)), strength_of("power", power, POWERS)
     opened = open_run(run)
     given = {"alpha": alpha is not None, "power": power is not None}
@@ -51,7 +53,7 @@ def predict(
         records = predictions(trained, chosen, Asked(*strengths), paths, top_k, device, failures)
         lines = csv_lines(records) if format == "csv" else json_lines(records)
         if out is not None:
-            write_text(out, "".join(lines))
+            write_lines(out, lines)
         else:
             sys.stdout.writelines(lines)
     failures.raise_any()

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,7 +252,7 @@ def check_begun(folder: Path, *, suite: bool) -> None:
 
 
 def partial(path: Path) -> Path:
-    """What a seed's folder is called until it is complete."""
+    """What a seed's folder, or a file of lines, is called until it is complete."""
     return path.with_name(f"{path.name}{PARTIAL}")
 
 
@@ -379,6 +379,32 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise checks.InputError(f"{path}: cannot write ({error.strerror})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines as they come to `path` with ".partial" behind it, which becomes `path` behind the last of them.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    written = partial(path)
+    try:
+        with written.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(lines)
+        written.replace(path)
+    except OSError as error:
+        raise checks.InputError(f"{path}: cannot write ({error.strerror})") from error
+
+
+def check_place(path: Path) -> None:
+    """Refuse a file that cannot be written, before minutes of work.
+
+    Raises:
+        InputError: no folder for it, or a folder in its place.
+    """
+    if not path.parent.is_dir() or path.is_dir():
+        why = "a folder is there" if path.is_dir() else f"no folder {path.parent}"
+        raise checks.InputError(f"{path}: cannot write ({why})")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -50,8 +50,7 @@ def write_report(
     Raises:
         InputError: stores gone and no data to make them from; a file that cannot be written.
     """
-    if not out.parent.is_dir():  # before minutes of work
-        raise checks.InputError(f"{out}: cannot write (no folder {out.parent})")
+    runs.check_place(out)
     record = report_record(sources, command)
     try:
         panels, why = draw_panels(sources), None
