@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -21,6 +22,7 @@ from tailwise.cli import main
 from tailwise.data import digits_lt, folder_index
 from tailwise.data.files import grey_thumbnail, read_image
 from tailwise.deployment import predict as predicting
+from tailwise.experiments.runs import write_text
 
 ALPHA = 1.5
 ROOT = Path(__file__).parents[1]
@@ -217,6 +219,15 @@ def test_what_is_predicted_before_an_interruption_stays(trained, pictures, capsy
     assert run(capsys, *arguments) == (0, "", "")
     assert out.read_text().startswith(begun)
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_name_of_a_file_need_not_be_text(trained, pictures, capsys, tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff\xfe.png"
+    shutil.copy(pictures / "00.png", path)
+    assert run(capsys, "predict", trained, os.fsdecode(path), "--out", tmp_path / "p.csv") == (0, "", "")
+    assert (tmp_path / "p.csv").read_bytes().splitlines()[1].startswith(path + b",,1,")
+    write_text(tmp_path / "page.html", f"<p>{os.fsdecode(path)}")
+    assert (tmp_path / "page.html").read_text() == f"<p>{tmp_path}/??.png"
 
 
 def test_without_a_strength_it_is_the_runs_own(trained, pictures, capsys):

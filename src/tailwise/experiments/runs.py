@@ -362,8 +362,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write atomically, as `write_json`."""
-    write_bytes(path, content.encode())
+    """Write atomically, as `write_json`; "?" stands for what is no text in the name of a file."""
+    write_bytes(path, content.encode(errors="replace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -384,12 +384,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines as they come to `path` with ".partial" behind it, which becomes `path` behind the last of them.
 
+    The name of a file that is no text is written as the bytes that it is.
+
     Raises:
         InputError: the file cannot be written.
     """
     written = partial(path)
     try:
-        with written.open("w", encoding="utf-8", newline="") as file:
+        with written.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             file.writelines(lines)
         written.replace(path)
     except OSError as error:
