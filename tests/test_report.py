@@ -23,7 +23,8 @@ from tailwise.experiments.strengths import SCORES, strength_paths
 from tailwise.experiments.trained import Asked
 from tailwise.figures.report import report_record
 from tailwise.report.page import Results, embedded_json, packed, png, render_page
-from tailwise.report.summary import mean_and_std
+from tailwise.report.summary import combined, compared, mean_and_std
+from tailwise.report.table import table_of
 
 GROUPS = ("many", "medium", "few", "all")
 
@@ -216,6 +217,21 @@ def test_results_show_as_a_table_in_a_notebook(short_runs, capsys):
     assert html.count("<b>") >= 7
     bad = {**results.record, "rows": [{**results.record["rows"][0], "method": "<b>&"}]}
     assert "&lt;b&gt;&amp;" in Results(bad)._repr_html_()
+
+
+def test_a_row_says_over_which_seeds_it_is(sources):
+    tde, linear = (source.results for source in sources)
+    record = compared({"a": tde, "b": linear[:1]})
+    assert [row["seeds"] for row in record["rows"]] == [[0, 1], [0, 1], [0]]
+    assert table_of(record).title == "compare: accuracy in %, mean ± std over the seeds below; protocol clean"
+    assert table_of(record).notes[:2] == ("run 1 is a, seeds 0, 1", "run 2 is b, seed 0")
+    record = combined("digits-lt", {"a": tde[1:], "b": linear})
+    assert (record["seeds"], record["subset_hashes"]) == ([0, 1], [result["subset_hash"] for result in linear])
+    notes = table_of(record).notes
+    assert ("de-confound: seed 1" in notes, "tde: seed 1" in notes, "linear: seeds 0, 1" in notes) == (True,) * 3
+    for row in record["rows"]:  # older records have them once
+        del row["seeds"]
+    assert "over seeds 0, 1" in table_of(record).title
 
 
 def test_compare_needs_a_run():

@@ -33,7 +33,15 @@ def over_seeds(seeds: Sequence[int]) -> str:
     >>> over_seeds([0, 1]), over_seeds([3])
     ('mean ± std over seeds 0, 1', 'single run, seed 3')
     """
-    return f"mean ± std over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"single run, seed {seeds[0]}"
+    return f"{'mean ± std over' if len(seeds) > 1 else 'single run,'} {listed(seeds)}"
+
+
+def listed(seeds: Sequence[int]) -> str:
+    """
+    >>> listed([0, 1]), listed([3])
+    ('seeds 0, 1', 'seed 3')
+    """
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -44,6 +52,7 @@ def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
 
     Returns:
         {"recipe", "method", "many", "medium", "few", "all"}, each accuracy {"mean", "std"} or None for an empty group;
+        "seeds" that it is over;
         "metrics", others by name, alike;
         "alpha" or "norm_power" (one value per seed, where from) where there is one, with alpha "head_cosine" by group;
         "second_stage" where there was one, with what it was trained on.
@@ -53,6 +62,7 @@ def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
     for method in (name for name in results[0]["rows"] if name in everywhere):
         rows = [result["rows"][method] for result in results]
         row: dict[str, Any] = {"recipe": results[0]["recipe"]["name"], "method": method}
+        row["seeds"] = [result["seed"] for result in results]
         row.update({group: mean_and_std([r[group] for r in rows]) for group in GROUPS})
         if all("metrics" in r for r in rows):
             row["metrics"] = {name: mean_and_std([r["metrics"][name] for r in rows]) for name in rows[0]["metrics"]}
@@ -88,11 +98,12 @@ def combined(name: str, runs: dict[str, list[Result]]) -> dict[str, Any]:
         runs: run folder -> its seeds' results, all under one protocol.
     """
     first = next(iter(runs.values()))
+    subsets = {result["seed"]: result["subset_hash"] for results in reversed(runs.values()) for result in results}
     return {
         "name": name,
         "protocol": first[0]["protocol"],
-        "seeds": [result["seed"] for result in first],
-        "subset_hashes": [result["subset_hash"] for result in first],
+        "seeds": sorted(subsets),
+        "subset_hashes": [subsets[seed] for seed in sorted(subsets)],
         "group_sizes": _group_sizes(first[0]),
         "rows": [row for results in runs.values() for row in summarize(results)],
         "runs": list(runs),

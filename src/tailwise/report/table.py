@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tailwise.report.summary import GROUPS, STRENGTHS, over_seeds
+from tailwise.report.summary import GROUPS, STRENGTHS, listed, over_seeds
 
 
 def figure(value: dict[str, float | None] | None, sign: str = "") -> str:
@@ -63,11 +63,19 @@ def table_of(record: dict[str, Any], *, metrics: bool = False) -> Cells:
         recipe = f"{row['recipe'].split('/')[1]}, " if by_recipe else ""
         return f"run {number[row['run']]}, " if side_by_side else recipe
 
-    named = [f"run {n} is {run}" for run, n in number.items()]
+    seeds = [row.get("seeds", record["seeds"]) for row in rows]  # rows of older records have none
+    differ = any(some != seeds[0] for some in seeds)
+    if side_by_side:
+        of_run = {row["run"]: f", {listed(some)}" * differ for row, some in zip(rows, seeds, strict=True)}
+        named = [f"run {n} is {run}{of_run.get(run, '')}" for run, n in number.items()]
+    else:
+        both = zip(rows, seeds, strict=True)
+        named = [f"{where(row)}{row['method']}: {listed(some)}" for row, some in both if differ]
+    over = "mean ± std over the seeds below" if differ else over_seeds(record["seeds"])
     if out := record.get("left_out"):
         named.append(f"left out: {len(out)} that could not be read; the first: {out[0]}; results.json lists all")
     return Cells(
-        f"{record['name']}: accuracy in %, {over_seeds(record['seeds'])}; protocol {record['protocol']}",
+        f"{record['name']}: accuracy in %, {over}; protocol {record['protocol']}",
         (*words, *headers, *(["vs first"] if side_by_side else [])),
         len(words),
         tuple(cells(row) for row in rows),
