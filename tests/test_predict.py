@@ -237,6 +237,23 @@ def test_without_a_strength_it_is_the_runs_own(trained, pictures, capsys):
     assert run(capsys, "predict", trained, pictures) == (0, given, "")
 
 
+def test_a_run_that_cannot_be_written_can_be_read(trained, pictures, capsys, monkeypatch, tmp_path):
+    def refused(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    lost = trained / "seed-0/stores/train"
+    shutil.rmtree(lost, ignore_errors=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", refused)
+        for question in (("predict", trained, pictures / "00.png"), ("evaluate", trained)):
+            code, out, err = run(capsys, *question, "--method", "ncm")
+            assert (code, bool(out)) == (0, True), err
+            assert re.fullmatch(rf"note: {lost}: cannot write the store \(.*Read-only.*\); it is not kept\n", err)
+        code, _, err = run(capsys, "train", "digits-lt/tde", "stages.0.epochs=1", "--seeds", 1, "--out", tmp_path / "a")
+        assert (code, "cannot write the store" in err) == (2, True)  # what is trained is kept whole
+    assert not lost.exists()
+
+
 def test_a_second_stage_with_features_of_its_own_takes_images_alone(trained, pictures, expected, capsys, tmp_path):
     adjusted = ("adjust", trained, "second.fine-tune.stage.epochs=1", "--method", "fine-tune", "--json")
     assert run(capsys, *adjusted)[0] == 0

@@ -58,7 +58,8 @@ def open_trained(
 ) -> Trained:
     """A seed's model as it was trained; `recipe` may differ from the run's in what comes after training.
 
-    Stores that are gone, or not of this checkpoint, are made again from the images when they are needed, on `device`.
+    Stores that are gone, or not of this checkpoint, are made again from the images when they are needed, on `device`;
+    where they cannot be written, they are not kept.
 
     Raises:
         InputError: a corrupt checkpoint, or not that of the results; no such device.
@@ -66,7 +67,10 @@ def open_trained(
     model, checkpoint = _load(seed.recipe, seed.checkpoint)
     runs.check_digest(seed.path, checkpoint.digest)
     find_data = trained_data(seed.recipe, seed.seed, data_dir, find_device(device))
-    return Trained(seed.path, recipe or seed.recipe, seed.seed, model, checkpoint.digest, checkpoint.meta, find_data)
+    about = checkpoint.meta
+    return Trained(
+        seed.path, recipe or seed.recipe, seed.seed, model, checkpoint.digest, about, find_data, must_keep=False
+    )
 
 
 def measure(trained: Trained, methods: Sequence[str], asked: Asked = AS_IT_IS) -> dict[str, Any]:

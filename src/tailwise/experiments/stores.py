@@ -1,5 +1,6 @@
 """The stores of one checkpoint: read from the run folder, or made from the images when first asked for."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +26,21 @@ class Stores:
     """What one model says of train, val and test.
 
     folder: where they are kept. digest: of the model's checkpoint. data: gives the images, asked only when a store is
-    not there.
+    not there. must_keep: whether one that cannot be written is an error; a warning, if not.
     """
 
     def __init__(
-        self, folder: Path, digest: str, recipe: Recipe, model: Recognizer, data: Callable[[], LongTailedData]
+        self,
+        folder: Path,
+        digest: str,
+        recipe: Recipe,
+        model: Recognizer,
+        data: Callable[[], LongTailedData],
+        *,
+        must_keep: bool,
     ) -> None:
         self.folder, self.digest, self.recipe, self.model, self.data = folder, digest, recipe, model, data
+        self.must_keep = must_keep
         self.read: dict[str, Store] = {}
 
     def train(self) -> Store:
@@ -62,7 +71,12 @@ class Stores:
         with cpu_threads(self.recipe):
             store = predict_split(self.model, data, split, self.digest)
         if ranks.is_main():
-            store.save(self.folder / split)
+            try:
+                store.save(self.folder / split)
+            except checks.InputError as error:
+                if self.must_keep:
+                    raise
+                warnings.warn(f"{error}; it is not kept", stacklevel=1)  # in tailwise: a note of the command
         ranks.wait()
         return store
 

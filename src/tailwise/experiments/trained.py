@@ -58,7 +58,8 @@ class Trained:
     """A seed's model in eval mode, and its folder.
 
     recipe: may differ from the one trained by in what comes after. about: the checkpoint's own record. find_data: gives
-    the images, where they are needed. place: where a second stage keeps its snapshots, if anywhere.
+    the images, where they are needed. place: where a second stage keeps its snapshots, if anywhere. must_keep: as in
+    `Stores`.
     """
 
     folder: Path
@@ -69,6 +70,7 @@ class Trained:
     about: dict[str, Any]
     find_data: Callable[[], LongTailedData]
     place: Callable[[str], Place | None] = lambda _: None
+    must_keep: bool = True
 
     @cached_property
     def data(self) -> LongTailedData:
@@ -95,7 +97,10 @@ class Trained:
     @cached_property
     def stores(self) -> Stores:
         """Features and logits of this model."""
-        return Stores(self.folder / "stores", self.digest, self.recipe, self.model, lambda: self.data)
+        return self._stores(self.folder / "stores", self.digest, self.model)
+
+    def _stores(self, folder: Path, digest: str, model: Recognizer) -> Stores:
+        return Stores(folder, digest, self.recipe, model, lambda: self.data, must_keep=self.must_keep)
 
     @cached_property
     def counts(self) -> ClassCounts:
@@ -193,8 +198,7 @@ class Trained:
         kept = load_adjusted(path, self.model, self.digest)
         stores = self.stores
         if kept.own_features:
-            folder = self.folder / "stores" / method
-            stores = Stores(folder, kept.digest, self.recipe, kept.model, lambda: self.data)
+            stores = self._stores(self.folder / "stores" / method, kept.digest, kept.model)
         return Made(method, kept.model, stores, kept.about["notes"])
 
     def _second_settings(self, method: str) -> dict[str, Any]:
