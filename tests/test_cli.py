@@ -188,11 +188,21 @@ def test_metric_decides_what_is_chosen(suite, capsys):
     assert json.loads(out)["rows"][0]["alpha"] == {**few["chosen"], "values": few["chosen"]["values"]}
 
 
-def test_a_closed_pipe_is_no_error(suite):
-    command = f"{sys.executable} -m tailwise recipes --json | head -1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "{\n"
-    assert done.stderr == ""
+FULL = "tailwise: cannot write (No space left on device)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "ends"),
+    [
+        ("recipes --json | head -1", (0, "{\n", "")),
+        *((f"{words} | true", (0, "", "")) for words in ("recipes", "recipes digits-lt/tde --json", "train --help")),
+        *((f"{words} > /dev/full", (2, "", FULL)) for words in ("recipes", "recipes digits-lt/tde --json")),
+    ],
+)
+def test_a_closed_pipe_is_no_error_and_a_full_disk_is_one_line(words, ends):
+    command = ["bash", "-o", "pipefail", "-c", f"{sys.executable} -m tailwise {words}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == ends
 
 
 def test_what_adjust_wrote_is_what_evaluate_and_compare_show(suite, capsys, tmp_path):

@@ -1,5 +1,6 @@
 """The command `tailwise`: a file per verb, no logic; docs/architecture.md says where what they do is done."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from tailwise.cli.detect import detect
 from tailwise.cli.evaluate import evaluate
 from tailwise.cli.export import export
 from tailwise.cli.features import features
+from tailwise.cli.output import Output
 from tailwise.cli.plot import plot
 from tailwise.cli.predict import predict
 from tailwise.cli.recipes import recipes
@@ -29,6 +31,7 @@ app = App(
     help_epilogue="Start with: tailwise train digits-lt",
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
+    console=Output(),
 )
 for verb in (
     recipes,
@@ -48,6 +51,8 @@ for verb in (
     app.command(verb)
 app.command(data)
 
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of standard output: whoever writes a file names it
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command; exit 0, or 2 with one line on standard error for input that will not do."""
@@ -56,13 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="replace")
     try:
         app(list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False)
+        sys.stdout.flush()
     except CycloptsError as error:
         _fail(" ".join(str(error).split()))
     except checks.InputError as error:
         _fail(str(error))
     except BrokenPipeError:  # whoever read our output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in UNWRITTEN:
+            raise
+        _drop_output()
+        _fail(f"cannot write ({error.strerror})")
     except KeyboardInterrupt:
         print(
             "tailwise: interrupted; `tailwise train` goes on where it stopped with --resume, `reproduce` by itself",
@@ -75,6 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if ranks.launched():
             ranks.leave()
     sys.exit(0)
+
+
+def _drop_output() -> None:
+    """Send what waits to be written to nowhere, or Python would fail on it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(line: str) -> NoReturn:

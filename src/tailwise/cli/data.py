@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tailwise import checks
 from tailwise.cli.options import DataDir, Json
-from tailwise.cli.output import print_json
+from tailwise.cli.output import Output, print_json
 
 data = App(name="data", help="Verify data sets, make their splits, look at their tails.")
 
@@ -68,7 +68,7 @@ def prepare(
     if json:
         print_json(state.record())
     else:
-        print_prepared(Console(), state.record())
+        print_prepared(Output(), state.record())
     if not state.ready:
         raise checks.InputError(f"{name}: not ready to be trained on")
 
@@ -106,4 +106,4 @@ def audit(
     if json:
         print_json(record | {"wrote": [str(path) for path in wrote]})
     else:
-        print_audit(Console(), record, [f"wrote {path}" for path in wrote])
+        print_audit(Output(), record, [f"wrote {path}" for path in wrote])

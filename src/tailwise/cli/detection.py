@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from tailwise import checks
-from tailwise.cli.output import print_json, warnings_as_notes
+from tailwise.cli.output import Output, print_json, warnings_as_notes
 from tailwise.cli.training import train_into_folder
 
 
@@ -96,4 +94,4 @@ def _show(record: dict[str, Any], json: bool, lines: Sequence[str]) -> None:
     if json:
         print_json(record)
     else:
-        print_precision(Console(), record, lines)
+        print_precision(Output(), record, lines)

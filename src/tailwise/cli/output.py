@@ -12,6 +12,13 @@ from typing import Any
 from rich.console import Console
 
 
+class Output(Console):
+    """Standard output for tables; of a closed pipe it says what print says, in place of ending the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def show(record: dict[str, Any], json: bool, *, lines: Sequence[str] = (), metrics: bool = False) -> None:
     """A record of rows as a table followed by lines, or as JSON; metrics: of these in the place of groups."""
     from tailwise.report.table import print_record
@@ -19,7 +26,7 @@ def show(record: dict[str, Any], json: bool, *, lines: Sequence[str] = (), metri
     if json:
         print_json(record)
     else:
-        print_record(Console(), record, lines, metrics=metrics)
+        print_record(Output(), record, lines, metrics=metrics)
 
 
 def command_line(verb: str, run: Path, **options: Any) -> str:

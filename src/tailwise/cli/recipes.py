@@ -3,11 +3,10 @@
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from tailwise import checks
 from tailwise.cli.options import Json
-from tailwise.cli.output import print_json
+from tailwise.cli.output import Output, print_json
 
 
 def recipes(
@@ -52,10 +51,10 @@ def recipes(
 
     shown = [told(one) for one in chosen.values()]
     if name is None:
-        print_data_sets(Console(), shown, suites)
+        print_data_sets(Output(), shown, suites)
     elif name in every:
         from tailwise.recipes.overrides import settings_of
 
-        print_settings(Console(), shown[0], settings_of(every[name]))
+        print_settings(Output(), shown[0], settings_of(every[name]))
     else:
-        print_recipes(Console(), shown, {key: names for key, names in inside.items() if name in (key, *data)})
+        print_recipes(Output(), shown, {key: names for key, names in inside.items() if name in (key, *data)})

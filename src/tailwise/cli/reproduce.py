@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tailwise import checks
 from tailwise.cli.options import DataDir, Device, Json
-from tailwise.cli.output import print_json, warnings_as_notes
+from tailwise.cli.output import Output, print_json, warnings_as_notes
 
 
 def reproduce(
@@ -59,7 +59,7 @@ def reproduce(
             return
         from tailwise.report.reproduction import print_tables
 
-        print_tables(Console(), {name: about(name) for name in TABLES})
+        print_tables(Output(), {name: about(name) for name in TABLES})
         return
     checks.choice("table", table, TABLES)
 
@@ -96,7 +96,7 @@ def reproduce(
             if json:
                 print_json(plan_record(made))
             else:
-                print_plan(Console(), plan_record(made))
+                print_plan(Output(), plan_record(made))
                 print()
         if dry_run:
             return
@@ -107,6 +107,6 @@ def reproduce(
     if json:
         print_json({**result, "notes": list(went_wrong)})
         return
-    print_reproduction(Console(), result, asked_alone=True)
+    print_reproduction(Output(), result, asked_alone=True)
     for line in (*went_wrong, *(f"wrote {path}" for path in recorded.paths)):
-        Console().print(line, highlight=False, markup=False, soft_wrap=True)
+        Output().print(line, highlight=False, markup=False, soft_wrap=True)

@@ -3,10 +3,9 @@
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from tailwise.cli.options import DataDir, Device, Json, Method, Metric, RunFolder
-from tailwise.cli.output import command_line, print_json, warnings_as_notes
+from tailwise.cli.output import Output, command_line, print_json, warnings_as_notes
 
 
 def sweep(
@@ -46,4 +45,4 @@ def sweep(
     if json:
         print_json(record)
     else:
-        print_sweep(Console(), record)
+        print_sweep(Output(), record)
