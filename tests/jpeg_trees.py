@@ -11,8 +11,10 @@ from PIL import Image
 
 from tailwise.counts import ClassCounts
 from tailwise.data.benchmarks import LISTED, Listed
+from tailwise.data.index import ImageIndex
 from tailwise.data.listed import counts_hash
 
+COUNTS = {"cat": 12, "dog": 5, "eel": 3, "owl": 2}  # images of each class of a user's own
 TRAIN = (14, 6, 3)  # training images of the three classes of a tiny benchmark
 WNIDS = ("n01440764", "n01443537", "n01484850")
 SCENES = ("airfield", "airplane_cabin", "airport_terminal")
@@ -44,6 +46,18 @@ def folder_tree(root: Path, counts: Mapping[str, int], first: int = 0) -> list[s
             paths.append(f"{name}/{i:03d}.jpg")
             write_image(root / paths[-1], first + i, c)
     return paths
+
+
+def named(index: ImageIndex, part: str | None = None) -> dict[str, str]:
+    """{id: class name}, of a part or of all."""
+    rows = np.arange(len(index.labels)) if part is None else index.parts[part]
+    labels = index.labels[rows].tolist()
+    return dict(zip(index.source.names[rows].tolist(), [index.class_names[c] for c in labels], strict=True))
+
+
+def every(counts: Mapping[str, int] = COUNTS, top: str = "") -> dict[str, str]:
+    """{id: class name} of a `folder_tree`; top: what its paths begin with."""
+    return {f"{top}{name}/{i:03d}.jpg": name for name, n in counts.items() for i in range(n)}
 
 
 # ---- benchmarks, in the exact layout of each, with three classes
