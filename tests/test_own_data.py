@@ -286,6 +286,26 @@ def test_a_class_is_not_skipped_away(tree, tmp_path):
         table_index(tmp_path / "t.csv", root=tree, on_bad="skip")
 
 
+def labelled(tree, labels, **options):
+    """The index of a table with a label for each image of the tree's first class; {label: class}, as far as they went."""
+    rows = "".join(f"cat/{i:03d}.jpg,{label}\n" for i, label in enumerate(labels))
+    (tree / "t.csv").write_text("path,label\n" + rows)
+    index = table_index(tree / "t.csv", **options)
+    kept = [labels[int(name[-7:-4])] for name in index.source.names.tolist()]
+    return index, {label: index.class_names[c] for label, c in zip(kept, index.labels.tolist(), strict=True)}
+
+
+def test_labels_of_which_one_is_a_name_are_names(tree):
+    names = ["1", "2", "3", "4"]
+    assert labelled(tree, ["1", "2", "3"], class_names=names)[1] == {"1": "1", "2": "2", "3": "3"}
+    assert labelled(tree, ["0", "3"], class_names=["a", "b", "c", "d"])[1] == {"0": "a", "3": "d"}
+    with pytest.raises(InputError, match="row 4: expected a label among the 4 class names, got '0'"):
+        labelled(tree, ["1", "2", "0"], class_names=names)
+    index, means = labelled(tree, ["1", "2", "0"], class_names=names, on_bad="skip")
+    assert means == {"1": "1", "2": "2"}
+    assert len(index.skipped) == 1
+
+
 # ---- lists
 
 

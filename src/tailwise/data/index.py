@@ -165,7 +165,7 @@ def classes_of(
     """Which class each label text means, and the class names.
 
     Whole numbers are classes as they stand; otherwise the texts are names, in alphabetical order. With `class_names`
-    they must be some of these, or their numbers; a text that is neither is left out of the answer.
+    they are some of these or, where none is one of these, their numbers; a text that is not is left out of the answer.
 
     Raises:
         InputError: numbers with a gap and no class names.
@@ -178,7 +178,7 @@ def classes_of(
     numbers = all(map(whole_number, texts))
     if class_names is not None:
         names = checked_class_names(class_names)
-        if numbers and not set(texts) <= set(names):
+        if numbers and not set(texts) & set(names):
             return {text: int(text) for text in texts if int(text) < len(names)}, names
         return {name: c for c, name in enumerate(names)}, names
     if not numbers:
