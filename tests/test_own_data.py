@@ -287,7 +287,7 @@ def test_a_class_is_not_skipped_away(tree, tmp_path):
 
 
 def labelled(tree, labels, **options):
-    """The index of a table with a label for each image of the tree's first class; {label: class}, as far as they went."""
+    """The index of a table with a label for each image of the tree's first class; {label: class} of those kept."""
     rows = "".join(f"cat/{i:03d}.jpg,{label}\n" for i, label in enumerate(labels))
     (tree / "t.csv").write_text("path,label\n" + rows)
     index = table_index(tree / "t.csv", **options)
@@ -304,6 +304,22 @@ def test_labels_of_which_one_is_a_name_are_names(tree):
     index, means = labelled(tree, ["1", "2", "0"], class_names=names, on_bad="skip")
     assert means == {"1": "1", "2": "2"}
     assert len(index.skipped) == 1
+
+
+@pytest.mark.parametrize("none", ["-1", "nan", "NA", "<NA>", "2.0"])
+@pytest.mark.parametrize("class_names", [None, [f"s{c}" for c in range(11)]])
+def test_beside_class_numbers_what_is_none_is_refused(tree, none, class_names):
+    numbers = [str(c) for c in range(11)]
+    with pytest.raises(InputError, match=rf"row 13: expected a label among the 11 class names, got '{none}'"):
+        labelled(tree, [*numbers, none], class_names=class_names)
+    index, means = labelled(tree, [*numbers, none], class_names=class_names, on_bad="skip")
+    assert means == dict(zip(numbers, class_names or numbers, strict=True))
+    assert len(index.skipped) == 1
+
+
+def test_numbers_may_be_names(tree):
+    assert labelled(tree, ["0", "0.5", "1"])[0].class_names == ("0", "0.5", "1")
+    assert labelled(tree, ["1", "2", "none"])[0].class_names == ("1", "2", "none")
 
 
 # ---- lists

@@ -124,6 +124,13 @@ SPOILT = [
         lambda archive: [add(archive, "x.jpg", b"0"), add(archive, "x.json", b"{}")],
         r"a-0\.tar/x: got an empty class name",
     ),
+    *[
+        (
+            lambda archive, label=label: [add(archive, "x.jpg", b"0"), add(archive, "x.json", label)],
+            r"a-0\.tar/x: got an empty class name",
+        )
+        for label in (b'{"label": %s}' % value for value in (b"null", b"true", b"1.0", b"[1]", b'{"a": 1}', b'" "'))
+    ],
     (
         lambda archive: [add(archive, "x.jpg", b"0"), add(archive, "x.cls", b"\xff")],
         r"a-0\.tar/x: got an empty class name",

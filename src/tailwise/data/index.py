@@ -31,6 +31,8 @@ PART_NAMES = {
 # half of a surrogate pair: a file name that is no text
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UPWARDS = re.compile(r"(?:^|[/\\])\.\.(?:[/\\]|$)")
+# what other programs write for a number that is missing, or beside one
+_NO_CLASS = re.compile(r"-[0-9]+|-?[0-9]+\.0*|nan|na|<na>", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,8 +166,9 @@ def classes_of(
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """Which class each label text means, and the class names.
 
-    Whole numbers are classes as they stand; otherwise the texts are names, in alphabetical order. With `class_names`
-    they are some of these or, where none is one of these, their numbers; a text that is not is left out of the answer.
+    Whole numbers are classes as they stand, and a negative one, 3.0 or nan beside them is none; otherwise the texts are
+    names, in alphabetical order. With `class_names` they are some of these or, where none is one of these, their
+    numbers. A text that is no class is left out of the answer.
 
     Raises:
         InputError: numbers with a gap and no class names.
@@ -175,23 +178,23 @@ def classes_of(
     >>> classes_of(["1", "0", "7"], ["cat", "dog"], "labels")
     ({'1': 1, '0': 0}, ('cat', 'dog'))
     """
-    numbers = all(map(whole_number, texts))
+    numbers = {text: int(text) for text in texts if whole_number(text)}
     if class_names is not None:
         names = checked_class_names(class_names)
-        if numbers and not set(texts) & set(names):
-            return {text: int(text) for text in texts if int(text) < len(names)}, names
-        return {name: c for c, name in enumerate(names)}, names
-    if not numbers:
+        if set(texts) & set(names):
+            return {name: c for c, name in enumerate(names)}, names
+        return {text: c for text, c in numbers.items() if c < len(names)}, names
+    if not numbers or not all(text in numbers or _NO_CLASS.fullmatch(text) for text in texts):
         ordered = sorted(texts)
         return {name: c for c, name in enumerate(ordered)}, tuple(ordered)
-    values = sorted({int(text) for text in texts})
+    values = sorted(set(numbers.values()))
     if values != list(range(len(values))):
         absent = next(c for c, value in enumerate(values) if c != value)
         raise checks.InputError(
             f"{what}: expected labels 0..C-1 without a gap, got none of class {absent} and one of class {values[-1]}; "
             "class_names says which numbers there are"
         )
-    return {text: int(text) for text in texts}, tuple(str(value) for value in values)
+    return numbers, tuple(str(value) for value in values)
 
 
 def some_of_every_class(

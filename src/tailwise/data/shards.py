@@ -184,10 +184,12 @@ def _label(member: tarfile.TarInfo, file: io.BufferedReader) -> str:
     file.seek(member.offset_data)
     content = file.read(member.size)
     try:
-        text = content.decode()
-        return str(json.loads(text)["label"]) if member.name.lower().endswith(".json") else text.strip()
+        label = content.decode()
+        if member.name.lower().endswith(".json"):
+            label = json.loads(label)["label"]
     except (ValueError, KeyError, TypeError):
         return ""
+    return str(label).strip() if type(label) in (str, int) else ""  # true is none
 
 
 # ---- what was found, kept
