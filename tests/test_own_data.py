@@ -63,6 +63,13 @@ def test_folders_of_train_and_test(tmp_path):
         folder_index(tmp_path)
 
 
+def test_a_part_that_is_a_link_to_nothing_is_refused(tmp_path):
+    folder_tree(tmp_path / "train", COUNTS)
+    os.symlink("/unmounted/test", tmp_path / "test")
+    with pytest.raises(InputError, match=r"/test: expected a folder, got a link to nothing there"):
+        own_data(tmp_path)
+
+
 def test_val_and_test_are_no_classes(tmp_path):
     folder_tree(tmp_path / "val", {"cat": 1})
     with pytest.raises(InputError, match=r"expected train beside val, got none"):
@@ -105,6 +112,7 @@ BAD_FOLDERS = [
     (lambda tree: os.symlink(tree, tree / "cat/up"), r"cat/up: a link to a folder that it lies in"),
     (lambda tree: os.symlink("loop", tree / "cat/loop"), r"cat/loop: a link that leads to itself"),
     (lambda tree: os.symlink("gone.jpg", tree / "cat/x.jpg"), r"cat/x\.jpg: expected a file, got a link to nothing"),
+    (lambda tree: os.symlink("/unmounted/bird", tree / "bird"), r"/bird: expected a folder, got a link to nothing"),
     (lambda tree: (tree / "empty").mkdir(), r"empty: expected images of class 'empty', got none"),
     (lambda tree: write_image(tree / "bad\x07name/x.jpg", 0), r"a class name with a control character, 'bad\\x07name'"),
     (lambda tree: write_image(tree / "cat/new\nline.jpg", 0), r"a path with a control character"),

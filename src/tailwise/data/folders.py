@@ -147,9 +147,15 @@ def _class_folders(root: Path, refused: Refused, loose: Counter[str]) -> list[tu
 
 
 def _folders(root: Path, folder: str, refused: Refused, loose: Counter[str]) -> list[str]:
-    entries = _entries(root, folder, refused)
-    loose.update(_ending(entry.name) for entry in entries if _is_file(entry))
-    return [entry.name for entry in entries if _leads_to_folder(root, folder, entry, refused)]
+    found = []
+    for entry in _entries(root, folder, refused):
+        if _leads_to_folder(root, folder, entry, refused):
+            found.append(entry.name)
+        elif _is_file(entry):
+            loose[_ending(entry.name)] += 1
+        elif not _loops(entry):  # that has been refused
+            refused(f"{root / folder / entry.name}: expected a folder, got a link to nothing there")
+    return found
 
 
 def _entries(root: Path, folder: str, refused: Callable[[str], None]) -> list[os.DirEntry[str]]:
