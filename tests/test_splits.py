@@ -90,6 +90,25 @@ def test_splits_are_drawn_once(tree):
     assert sorted(child.name for child in tree.iterdir()) == [*COUNTS, "tailwise-splits"]
 
 
+def test_a_redraw_of_whole_data_removes_what_was_left_out(tmp_path):
+    for part in ("train", "val", "test"):
+        folder_tree(tmp_path / part, {"cat": 3, "dog": 3})
+    index, place = folder_index(tmp_path), tmp_path / "splits"
+    stored_splits(index, place, leave_out=["train/cat/000.jpg"])
+    assert len(stored_splits(index, place).parts["train"]) == 5
+    assert len(stored_splits(index, place, redraw=True).parts["train"]) == 6
+    assert not place.exists()
+    assert len(stored_splits(index, place).parts["train"]) == 6
+
+
+def test_a_redraw_replaces_nothing_but_splits(tree):
+    with pytest.raises(InputError, match=r"a folder of stored splits, got .*photos without splits\.json"):
+        own_data(tree, splits=tree, redraw=True)
+    assert named(folder_index(tree)) == every()
+    (tree.parent / "empty").mkdir()
+    assert len(own_data(tree, splits=tree.parent / "empty", redraw=True).parts) == 3
+
+
 def test_what_changed_is_said_and_nothing_is_drawn_again(tree):
     before = own_data(tree)
     kept = {path: path.read_bytes() for path in (tree / "tailwise-splits").iterdir()}

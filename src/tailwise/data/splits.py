@@ -80,15 +80,20 @@ def stored_splits(
         index: of all the images.
         place: the folder; it appears when it is complete. None is made, or needed, for data that is divided and whole.
         seed: what a new split is drawn with; a stored one keeps its own.
-        redraw: draw anew and replace what is there.
+        redraw: draw anew and replace what is there, or remove it where there is nothing to draw.
         leave_out: ids of images that shall be in no split.
 
     Raises:
         InputError: images added, removed or of another class since; a file of the folder that was changed; a folder
-            that cannot be written.
+            that cannot be written, or holds something else than splits to redraw.
     """
-    stored = place is not None and place.exists() and not redraw
+    there = place if place is not None and place.exists() else None
+    if there and redraw and any(there.iterdir()) and not (there / ABOUT).exists():
+        raise checks.InputError(f"splits: expected a folder of stored splits, got {there} without {ABOUT}")
+    stored = there is not None and not redraw
     if not stored and not leave_out and all(part in index.parts for part in PARTS):
+        if there:
+            _remove(there)
         return index
     if place is None:
         raise checks.InputError(
@@ -100,6 +105,13 @@ def stored_splits(
     divided = draw_splits(_without(index, leave_out), seed=seed)
     write_splits(divided, place, {"seed": seed, "drawn": drawn, "left_out": list(leave_out)})
     return divided
+
+
+def _remove(place: Path) -> None:
+    try:
+        shutil.rmtree(place)
+    except OSError as error:
+        raise checks.InputError(f"{place}: cannot remove the splits ({error.strerror})") from error
 
 
 def _without(index: ImageIndex, ids: Sequence[str]) -> ImageIndex:
