@@ -292,6 +292,12 @@ def test_a_class_is_not_skipped_away(tree, tmp_path):
     (tmp_path / "t.csv").write_text("path,label\ncat/000.jpg,cat\ngone.jpg,yak\n")
     with pytest.raises(InputError, match=r"none that will do of 'yak' \(1 such classes; .*row 3"):
         table_index(tmp_path / "t.csv", root=tree, on_bad="skip")
+    (tmp_path / "t.csv").write_text("path,label,split\ncat/000.jpg,cat,train\ncat/001.jpg,yak,\n")
+    with pytest.raises(InputError, match=r"none that will do of 'yak' \(1 such classes; .*row 3: expected a split"):
+        table_index(tmp_path / "t.csv", root=tree, on_bad="skip")
+    write_image(tree / "yak/new\nline.jpg", 0)
+    with pytest.raises(InputError, match=r"none that will do of 'yak' \(1 such classes; .*a control character"):
+        folder_index(tree, on_bad="skip")
 
 
 def labelled(tree, labels, **options):

@@ -151,6 +151,14 @@ def test_what_is_wrong_in_a_shard_is_named_or_left_out(tmp_path, spoil, message)
     assert not (tmp_path / shards.KEPT).exists()
 
 
+def test_a_class_is_not_skipped_away_in_a_shard(tmp_path):
+    write_shards(tmp_path)
+    with tarfile.open(tmp_path / "a-1.tar", "a") as archive:
+        [add(archive, f"x.{ending}", b"3") for ending in ("jpg", "png", "cls")]
+    with pytest.raises(InputError, match=r"none that will do of '3' \(1 such classes; .*a-1\.tar/x: .* got 2 and 1\)"):
+        shard_index(tmp_path, on_bad="skip")
+
+
 def test_shards_that_will_not_do(tmp_path):
     with pytest.raises(InputError, match=r"expected shards that end in \.tar, got none"):
         shard_index(tmp_path)

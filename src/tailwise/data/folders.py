@@ -49,7 +49,9 @@ def folder_index(root: Path, *, class_names: Sequence[str] | None = None, on_bad
     if not root.is_dir():
         raise checks.InputError(f"{root}: expected a folder, got {'a file' if root.exists() else 'nothing there'}")
     paths, texts, parts, ignored = list[str](), list[str](), list[int](), Counter[str]()
+    classes = set[str]()  # that have images, or lost them to what was refused
     for part, text, folder in _class_folders(root, refused, ignored):
+        before = len(refused.lines)
         below = list(files_below(root, folder, refused))
         images = [path for path in below if _ending(path) in SUFFIXES]
         ignored.update(ending for path in below if (ending := _ending(path)) not in SUFFIXES)
@@ -57,23 +59,31 @@ def folder_index(root: Path, *, class_names: Sequence[str] | None = None, on_bad
         for path in wrong:
             refused(f"{root}/{folder}: got {unfit_id(path)}")
         images = [path for path in images if path not in set(wrong)] if wrong else images
-        if not images:
+        if images or len(refused.lines) > before:
+            classes.add(text)
+        else:
             refused(f"{root}/{folder}: expected images of class {text!r}, got none")
         paths += images
         texts += [text] * len(images)
         parts += [part] * len(images)
     if not paths:
         raise checks.InputError(f"{root}: expected a folder of images for each class, got none")
-    there = sorted(set(texts))
-    whole = set(there) == {str(c) for c in range(len(there))}
+    there = sorted(classes)
+    whole = classes == {str(c) for c in range(len(there))}
     class_of_text, names = classes_of(there, class_names or (None if whole else there), str(root))
     labels = np.array([class_of_text.get(text, -1) for text in texts], dtype=np.int64)
-    for text in sorted(set(there) - set(class_of_text)):
+    for text in sorted(classes - set(class_of_text)):
         refused(f"{root}: expected folders with the names of the {len(names)} classes, got {text!r}")
     kept = np.flatnonzero(labels >= 0)
     files = LooseFiles(root, string_array(paths)[kept])
     return index_of(
-        files, labels[kept], np.array(parts, dtype=np.int8)[kept], names, refused, ignored=dict(ignored.most_common())
+        files,
+        labels[kept],
+        np.array(parts, dtype=np.int8)[kept],
+        names,
+        refused,
+        expected=np.array([class_of_text[text] for text in there if text in class_of_text]),
+        ignored=dict(ignored.most_common()),
     )
 
 

@@ -104,7 +104,8 @@ def shard_index(path: Path, *, class_names: Sequence[str] | None = None, on_bad:
     kept = np.flatnonzero(labels >= 0)
     columns = [np.frombuffer(column, np.int64)[kept] for column in (found.shard, found.offset, found.size)]
     source = ShardMembers(root, tuple(shards), string_array(found.names)[kept], *columns)
-    return index_of(source, labels[kept], np.array(parts, np.int8)[columns[0]], names, refused)
+    expected = np.array([class_of_text[text] for text in found.texts if text in class_of_text])
+    return index_of(source, labels[kept], np.array(parts, np.int8)[columns[0]], names, refused, expected=expected)
 
 
 def _part(shard: str) -> int:
@@ -115,7 +116,10 @@ def _part(shard: str) -> int:
 
 
 class _Found:
-    """Samples found in shards, a column for each of their properties; codes: of the label, among `texts`."""
+    """Samples found in shards, a column for each of their properties; codes: of the label, among `texts`.
+
+    texts: labels of samples that were refused, too, so that no class is lost with them.
+    """
 
     def __init__(self) -> None:
         self.names, self.texts = list[str](), list[str]()
@@ -126,9 +130,12 @@ def _search(root: Path, shards: Sequence[str], refused: Refused) -> _Found:
     """Read through all shards, and keep what is found if all of it will do."""
     found, codes = _Found(), dict[str, int]()
     for number, shard in enumerate(shards):
-        for name, image, text in _samples(root / shard, refused):
-            found.names.append(f"{shard}/{name}")
-            found.codes.append(codes.setdefault(text, len(codes)))
+        for image, text in _samples(root / shard, refused):
+            code = codes.setdefault(text, len(codes))
+            if image is None:
+                continue
+            found.names.append(f"{shard}/{image.name.removeprefix('./')}")
+            found.codes.append(code)
             for column, value in ((found.shard, number), (found.offset, image.offset_data), (found.size, image.size)):
                 column.append(value)
     found.texts = list(codes)
@@ -137,8 +144,8 @@ def _search(root: Path, shards: Sequence[str], refused: Refused) -> _Found:
     return found
 
 
-def _samples(shard: Path, refused: Refused) -> list[tuple[str, tarfile.TarInfo, str]]:
-    """Name of the image, the image and the label's text, for each sample of one shard."""
+def _samples(shard: Path, refused: Refused) -> list[tuple[tarfile.TarInfo | None, str]]:
+    """The image and the label's text for each sample of one shard; no image of one that is refused."""
     samples: dict[str, dict[str, list[tarfile.TarInfo]]] = {}
     try:
         with tarfile.open(shard, "r:") as archive, shard.open("rb") as file:
@@ -162,20 +169,24 @@ def _samples(shard: Path, refused: Refused) -> list[tuple[str, tarfile.TarInfo, 
 
 def _labelled(
     shard: Path, samples: dict[str, dict[str, list[tarfile.TarInfo]]], file: io.BufferedReader, refused: Refused
-) -> list[tuple[str, tarfile.TarInfo, str]]:
+) -> list[tuple[tarfile.TarInfo | None, str]]:
     end = os.fstat(file.fileno()).st_size
-    done = []
+    done = list[tuple[tarfile.TarInfo | None, str]]()
     for key, members in samples.items():
         images, labels = members.get("image", []), members.get("label", [])
         where = f"{shard}/{key.removeprefix('/')}"
+        text = _label(labels[0], file) if len(labels) == 1 else ""
+        unfit, image = unfit_class_name(text), None
         if len(images) != 1 or len(labels) != 1:
             refused(f"{where}: expected an image and a label (.cls or .json), got {len(images)} and {len(labels)}")
         elif images[0].offset_data + images[0].size > end:
             refused(f"{where}: the shard ends within it")
-        elif unfit := unfit_class_name(text := _label(labels[0], file)):
+        elif unfit:
             refused(f"{where}: got {unfit}")
         else:
-            done.append((images[0].name.removeprefix("./"), images[0], text))
+            image = images[0]
+        if not unfit:
+            done.append((image, text))
     return done
 
 

@@ -61,18 +61,21 @@ def table_index(
     numbers, codes, parts = array("q"), array("q"), array("b")
     texts: dict[str, int] = {}  # label texts, numbered as they come
     for number, name, text, part in _rows(path, (path_column, label_column), split_column, refused):
+        unfit_label = None if text in texts else unfit_class_name(text)
+        if not unfit_label:  # also of a row that is refused, so that no class is lost with it
+            texts.setdefault(text, len(texts))
         if unfit := unfit_id(name):
             refused(f"{path}, row {number}: got {unfit}")
         elif (plain := one_spelling(name, below)) in names:
             refused(f"{path}, row {number}: got {name} a second time; an image has one label and one split")
-        elif text not in texts and (unfit := unfit_class_name(text)):
-            refused(f"{path}, row {number}: got {unfit}")
+        elif unfit_label:
+            refused(f"{path}, row {number}: got {unfit_label}")
         elif (known := part_number(part)) is None:
             refused(f"{path}, row {number}: expected a split train, val or test, got {part!r}")
         else:
             names[plain] = name
             numbers.append(number)
-            codes.append(texts.setdefault(text, len(texts)))
+            codes.append(texts[text])
             parts.append(known)
     if not names:
         raise checks.InputError(f"{path}: expected a row for each image, got none that will do")
@@ -95,7 +98,7 @@ def table_index(
         np.frombuffer(parts, dtype=np.int8)[kept],
         all_names,
         refused,
-        expected=np.unique(labels[labels >= 0]),
+        expected=class_of_code[class_of_code >= 0],
     )
 
 
