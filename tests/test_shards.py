@@ -79,7 +79,13 @@ def test_shards_are_read_at_random(tmp_path, label):
 
 
 @pytest.mark.parametrize(
-    "names", [("train-0.tar", "val_0.tar", "test.tar"), ("train/0.tar", "valid/0.tar", "test/1.tar")]
+    "names",
+    [
+        ("train-0.tar", "val_0.tar", "test.tar"),
+        ("train/0.tar", "valid/0.tar", "test/1.tar"),
+        ("birds-train-0.tar", "birds.Val.0.tar", "0_birds_test.tar"),
+        ("train/trainval-0.tar", "valid/test-0.tar", "test/train-test-0.tar"),
+    ],
 )
 def test_names_of_shards_divide(tmp_path, names):
     there = write_shards(tmp_path, names)
@@ -88,8 +94,11 @@ def test_names_of_shards_divide(tmp_path, names):
     for part, name in zip(("train", "val", "test"), names, strict=True):
         assert all(one.startswith(name) for one in index.split(part).ids.tolist())
     assert read_back(index) == there
-    write_shards(tmp_path, ("other.tar",))
-    with pytest.raises(InputError, match=r"other\.tar: expected a name that says train, val or test"):
+    write_shards(tmp_path, ("other-trains.tar",))
+    with pytest.raises(InputError, match=r"other-trains\.tar: expected a name that says train, val or test"):
+        own_data(tmp_path)
+    write_shards(tmp_path, ("other-train-val.tar",))
+    with pytest.raises(InputError, match=r"other-train-val\.tar: expected a name that says one of train, val and test"):
         own_data(tmp_path)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import tarfile
 import zipfile
 from array import array
@@ -70,9 +71,9 @@ def shard_index(path: Path, *, class_names: Sequence[str] | None = None, on_bad:
     """The images in WebDataset shards on a disk.
 
     A sample is the members of a shard that share their name up to its first dot: an image, and its label in key.cls (a
-    class number or name) or as "label" in key.json. Shards called train-*.tar, val-*.tar, test-*.tar, or in folders of
-    these names, divide the data. What is found is kept in tailwise-shards.npz beside the shards where that can be
-    written, and they are read through again only when one of them has changed.
+    class number or name) or as "label" in key.json. Shards with train, val or test as a word of their names, or in
+    folders of these names, divide the data. What is found is kept in tailwise-shards.npz beside the shards where that
+    can be written, and they are read through again only when one of them has changed.
 
     Args:
         path: a .tar file, or a folder that holds some, perhaps in train/, val/ and test/.
@@ -88,7 +89,7 @@ def shard_index(path: Path, *, class_names: Sequence[str] | None = None, on_bad:
     shards = [shard.relative_to(root).as_posix() for shard in there]
     if not shards:
         raise checks.InputError(f"{path}: expected shards that end in .tar, got none")
-    parts = [_part(shard) for shard in shards]
+    parts = [_part(root, shard) for shard in shards]
     if NO_PART in parts and set(parts) != {NO_PART}:
         odd = shards[parts.index(NO_PART)]
         raise checks.InputError(f"{root / odd}: expected a name that says train, val or test, as others do")
@@ -108,11 +109,15 @@ def shard_index(path: Path, *, class_names: Sequence[str] | None = None, on_bad:
     return index_of(source, labels[kept], np.array(parts, np.int8)[columns[0]], names, refused, expected=expected)
 
 
-def _part(shard: str) -> int:
-    """By the folder of a shard, or by the beginning of its name."""
+def _part(root: Path, shard: str) -> int:
+    """By the folder of a shard, or else by a word of its name."""
     folder, _, file = shard.rpartition("/")
-    words = [folder, file.replace("_", "-").split("-")[0], file.removesuffix(".tar")]
-    return next((number for word in words if (number := part_number(word)) is not None), NO_PART)
+    if (number := part_number(folder)) is not None:
+        return number
+    found = {number for word in re.split(r"[-_.]", file) if (number := part_number(word)) is not None}
+    if len(found) > 1:
+        raise checks.InputError(f"{root / shard}: expected a name that says one of train, val and test, got several")
+    return found.pop() if found else NO_PART
 
 
 class _Found:
