@@ -17,7 +17,7 @@ from jpeg_trees import jpeg
 from tailwise.checks import InputError
 from tailwise.data import shards
 from tailwise.data.hugging_face import dataset_index
-from tailwise.data.own import own_data
+from tailwise.data.own import own_data, read_own
 from tailwise.data.shards import shard_index
 from tailwise.data.streaming import StreamedShards
 
@@ -100,6 +100,23 @@ def test_names_of_shards_divide(tmp_path, names):
     write_shards(tmp_path, ("other-train-val.tar",))
     with pytest.raises(InputError, match=r"other-train-val\.tar: expected a name that says one of train, val and test"):
         own_data(tmp_path)
+
+
+def test_hidden_members_and_shards_are_passed_over(tmp_path):
+    there = write_shards(tmp_path)
+    with tarfile.open(tmp_path / "a-0.tar", "a") as archive:  # as tar on macOS adds them
+        for name in ("pics/._0000.jpg", "pics/._0000.cls", "./._pics"):
+            add(archive, name, b"AppleDouble")
+    (tmp_path / "._a-0.tar").write_bytes(b"AppleDouble")
+    assert read_back(shard_index(tmp_path)) == there
+
+
+def test_a_stray_tar_among_classes_makes_no_shards_of_them(tmp_path):
+    for name in ("cat/backup.tar", ".cache/x.tar", "dog/y.tar"):
+        write_shards((tmp_path / name).parent, (Path(name).name,))
+    for name in ("cat", "dog"):
+        (tmp_path / name / "0.jpg").write_bytes(jpeg(0))
+    assert read_own(tmp_path, {}).class_names == ("cat", "dog")
 
 
 def test_members_are_found_once(tmp_path, monkeypatch):

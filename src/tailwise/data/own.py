@@ -8,7 +8,7 @@ from tailwise import checks
 from tailwise.data.folders import folder_index
 from tailwise.data.hugging_face import HUB, dataset_index, is_dataset
 from tailwise.data.index import ImageIndex, OnBad
-from tailwise.data.shards import shard_index
+from tailwise.data.shards import shard_index, shards_in
 from tailwise.data.splits import SPLITS, draw_splits, stored_splits
 from tailwise.data.tables import DELIMITERS, PARQUET, table_index
 
@@ -67,7 +67,7 @@ def read_own(
     if path.suffix.lower() in (*DELIMITERS, PARQUET):
         return table_index(path, **options, **more)
     no_more(options, data)
-    if path.suffix == ".tar" or (path.is_dir() and any([*path.glob("*.tar"), *path.glob("*/*.tar")])):
+    if path.suffix == ".tar" or shards_in(path):
         return shard_index(path, **more)
     if path.is_dir():
         return folder_index(path, **more)

@@ -76,7 +76,7 @@ def shard_index(path: Path, *, class_names: Sequence[str] | None = None, on_bad:
     can be written, and they are read through again only when one of them has changed.
 
     Args:
-        path: a .tar file, or a folder that holds some, perhaps in train/, val/ and test/.
+        path: a .tar file, or a folder that holds some, perhaps in train/, val/ and test/; hidden ones are passed over.
         class_names: class 0 first; for numbers, or for names in an order other than the alphabet's.
         on_bad: "error", or "skip" to leave out what will not do; `skipped` of the index lists it.
 
@@ -85,7 +85,7 @@ def shard_index(path: Path, *, class_names: Sequence[str] | None = None, on_bad:
             is a link, a sample without an image or a label or with two, a label that will not do.
     """
     root = path.parent if path.is_file() else path
-    there = [path] if path.is_file() else sorted([*path.glob("*.tar"), *path.glob("*/*.tar")])
+    there = [path] if path.is_file() else shards_in(path)
     shards = [shard.relative_to(root).as_posix() for shard in there]
     if not shards:
         raise checks.InputError(f"{path}: expected shards that end in .tar, got none")
@@ -107,6 +107,12 @@ def shard_index(path: Path, *, class_names: Sequence[str] | None = None, on_bad:
     source = ShardMembers(root, tuple(shards), string_array(found.names)[kept], *columns)
     expected = np.array([class_of_text[text] for text in found.texts if text in class_of_text])
     return index_of(source, labels[kept], np.array(parts, np.int8)[columns[0]], names, refused, expected=expected)
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The .tar files of a folder, and of train, val and test in it, but hidden ones; [] of what is no folder."""
+    folders = [folder, *(below for below in folder.glob("*") if part_number(below.name) is not None)]
+    return sorted(path for below in folders for path in below.glob("*.tar") if not path.name.startswith("."))
 
 
 def _part(root: Path, shard: str) -> int:
@@ -155,14 +161,14 @@ def _samples(shard: Path, refused: Refused) -> list[tuple[tarfile.TarInfo | None
     try:
         with tarfile.open(shard, "r:") as archive, shard.open("rb") as file:
             for member in archive:
-                if member.isdir():
-                    continue
                 name = member.name.removeprefix("./")
+                folder, _, base = name.rpartition("/")
+                if member.isdir() or base.startswith("."):  # macOS adds ._NAME to each NAME
+                    continue
                 unfit = unfit_id(name) or ("a path that leaves its folder" if name.startswith("/") else None)
                 if unfit or not member.isreg() or member.issparse():
                     refused(f"{shard}: got {unfit or f'{name!r}, which is no plain file'}")
                     continue
-                folder, _, base = name.rpartition("/")
                 key, _, ending = base.partition(".")
                 suffix = "." + ending.rpartition(".")[2].lower()
                 kind = "image" if suffix in SUFFIXES else "label" if suffix in LABELS else "other"
