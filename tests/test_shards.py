@@ -199,6 +199,10 @@ def test_shards_that_will_not_do(tmp_path):
         index.source.read(5)
     with pytest.raises(InputError, match=r"a\.tar.*(ends within it|not a readable tar file)"):
         shard_index(tmp_path)
+    tarfile.open(tmp_path / "a.tar", "w").close()
+    for _ in range(2):  # an empty one is not remembered
+        with pytest.raises(InputError, match="expected samples of an image and a label, got none"):
+            shard_index(tmp_path)
     with tarfile.open(tmp_path / "a.tar", "w:gz") as archive:
         add(archive, "x.jpg", jpeg(0))
     with pytest.raises(InputError, match="not a readable tar file, or a compressed one"):

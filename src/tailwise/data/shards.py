@@ -150,7 +150,7 @@ def _search(root: Path, shards: Sequence[str], refused: Refused) -> _Found:
             for column, value in ((found.shard, number), (found.offset, image.offset_data), (found.size, image.size)):
                 column.append(value)
     found.texts = list(codes)
-    if not refused.lines:
+    if found.names and not refused.lines:
         _keep(root, shards, found)
     return found
 
