@@ -90,6 +90,15 @@ def test_splits_are_drawn_once(tree):
     assert sorted(child.name for child in tree.iterdir()) == [*COUNTS, "tailwise-splits"]
 
 
+def test_a_part_of_which_all_is_left_out_is_named(tmp_path):
+    for part, n in (("train", 5), ("val", 1), ("test", 5)):
+        folder_tree(tmp_path / part, {"cat": n, "dog": n})
+    index, left_out = folder_index(tmp_path), ["val/cat/000.jpg", "val/dog/000.jpg"]
+    with pytest.raises(InputError, match=r"val: expected images that will do, got none of 2 .*val/cat/000"):
+        stored_splits(index, tmp_path / "splits", leave_out=left_out)
+    assert not (tmp_path / "splits").exists()
+
+
 def test_a_redraw_of_whole_data_removes_what_was_left_out(tmp_path):
     for part in ("train", "val", "test"):
         folder_tree(tmp_path / part, {"cat": 3, "dog": 3})

@@ -117,6 +117,10 @@ def _remove(place: Path) -> None:
 def _without(index: ImageIndex, ids: Sequence[str]) -> ImageIndex:
     kept = ~np.isin(index.source.names, string_array(ids)) if ids else np.ones(len(index.labels), dtype=bool)
     parts = index.parts or {"train": np.arange(len(index.labels))}
+    for part, rows in parts.items():
+        if not kept[rows].any():
+            first = index.source.names[rows[0]]
+            raise checks.InputError(f"{part}: expected images that will do, got none of {len(rows)} (first: {first})")
     return replace(index, parts={part: rows[kept[rows]] for part, rows in parts.items()})
 
 
