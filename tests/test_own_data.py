@@ -331,6 +331,14 @@ def test_beside_class_numbers_what_is_none_is_refused(tree, none, class_names):
     assert len(index.skipped) == 1
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_spaces_around_a_label_are_none_of_it(tree, tmp_path, ending):
+    labels = ["cat", "cat ", "\tdog", "great auk"]
+    columns = {"path": [f"cat/{i:03d}.jpg" for i in range(4)], "label": labels}
+    index = table_index(write_table(tmp_path / f"t.{ending}", columns), root=tree)
+    assert index.class_names == ("cat", "dog", "great auk")
+
+
 def test_numbers_may_be_names(tree):
     assert labelled(tree, ["0", "0.5", "1"])[0].class_names == ("0", "0.5", "1")
     assert labelled(tree, ["1", "2", "none"])[0].class_names == ("1", "2", "none")

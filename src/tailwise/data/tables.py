@@ -44,7 +44,8 @@ def table_index(
     Args:
         path: of the table: .csv or .tsv (UTF-8, with a line of column names), or .parquet.
         root: the folder that paths start from (default: the table's); absolute paths are taken as they are.
-        path_column, label_column: names of the columns. A label is a name, or a class number where all of them are.
+        path_column, label_column: names of the columns. A label is a name, or a class number where all of them are;
+            spaces around it are none of it.
         split_column: of train / val / test (default: "split" where there is one).
         class_names: class 0 first; for numbers, or for names in an order other than the alphabet's.
         on_bad: "error", or "skip" to leave out rows that will not do; `skipped` of the index lists them.
@@ -60,7 +61,8 @@ def table_index(
     names: dict[str, str] = {}  # in order, and none twice, however it is spelled
     numbers, codes, parts = array("q"), array("q"), array("b")
     texts: dict[str, int] = {}  # label texts, numbered as they come
-    for number, name, text, part in _rows(path, (path_column, label_column), split_column, refused):
+    for number, name, label, part in _rows(path, (path_column, label_column), split_column, refused):
+        text = label.strip()
         unfit_label = None if text in texts else unfit_class_name(text)
         if not unfit_label:  # also of a row that is refused, so that no class is lost with it
             texts.setdefault(text, len(texts))
