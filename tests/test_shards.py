@@ -317,6 +317,21 @@ def test_images_of_a_data_set_may_be_files(tmp_path):
         index.source.read(1)
 
 
+@pytest.mark.parametrize("kind", [CLASSES, datasets.Value("string")])
+def test_class_names_in_another_order_rename_no_class(kind):
+    rows = dataset(kind, label=lambda c: CLASSES.names[c])
+    index = dataset_index(rows, class_names=["owl", "yak", "dog", "cat"])
+    assert index.counts().per_class == (3, 0, 4, 9)
+    with pytest.raises(InputError, match="row all/9: expected a label among the 2 classes"):
+        dataset_index(rows, class_names=["owl", "cat"])
+
+
+def test_class_names_of_which_none_is_the_columns_are_its_numbers_in_order():
+    assert dataset_index(dataset(CLASSES), class_names=["a", "b", "c", "d"]).counts().per_class == (*COUNTS, 0)
+    with pytest.raises(InputError, match="row all/13: expected a label among the 2 classes"):
+        dataset_index(dataset(CLASSES), class_names=["a", "b"])
+
+
 def test_labels_of_a_data_set_that_will_not_do():
     kind = datasets.Value("int64")
     unlabelled = dataset(kind, label=lambda c: c - 1)

@@ -69,7 +69,8 @@ def dataset_index(
         data: a `Dataset` or `DatasetDict`, the folder that its `save_to_disk` wrote, or "hf:NAME" of the hub.
         image_column: of type Image (default: the first such).
         label_column: of class labels, whole numbers or text (default: "label", "labels", "class" or "fine_label").
-        class_names: class 0 first, where the column has no names of its own.
+        class_names: class 0 first; in an order of the user's own, or names of the column's numbers where none of them
+            is the column's own.
         on_bad: "error", or "skip" to leave out rows whose label is outside its range (-1 is none).
 
     Raises:
@@ -174,7 +175,8 @@ def _labels(
         if any(kind != kinds[0] for kind in kinds):
             raise checks.InputError(f"label_column: expected the same classes in every split, got others of {column!r}")
         names = checked_class_names(class_names or kinds[0].names)
-        numbers = {c: c for c in range(len(names))}
+        own = enumerate(kinds[0].names)
+        numbers = {c: names.index(name) for c, name in own if name in names} or {c: c for c in range(len(names))}
     elif any(not isinstance(kind, datasets.Value) or kind.dtype[:3] not in ("int", "uin", "str") for kind in kinds):
         raise checks.InputError(
             f"label_column: expected class labels, whole numbers or text, got {column!r}: {kinds[0]}"
