@@ -329,6 +329,29 @@ def test_a_changed_byte_is_found_and_named(files, tmp_path):
         image_of(made, 3, VIEW, 0)
 
 
+def test_runs_that_decode_the_same_at_once_share_it(files, tmp_path, monkeypatch):
+    """As two containers do, in which processes have the same numbers."""
+    write, kept = decoded._write, tmp_path / "kept"
+
+    def meanwhile(*given):
+        monkeypatch.setattr(decoded, "_write", write)
+        decode(files, np.arange(2), 20, kept)
+        write(*given)
+
+    monkeypatch.setattr(decoded, "_write", meanwhile)
+    made = decode(files, np.arange(2), 20, kept)
+    assert made.pixels(1).shape == (20, 20, 3)
+    assert list(kept.iterdir()) == [made.folder]
+    assert made.folder.stat().st_mode == kept.stat().st_mode
+
+
+def test_what_a_killed_run_of_the_same_number_left_is_in_nobodys_way(files, tmp_path):
+    left = tmp_path / f".{decode(files, np.arange(2), 20, tmp_path / 'kept').folder.name}.partial-{os.getpid()}"
+    left.mkdir()
+    decode(files, np.arange(2), 20, tmp_path)
+    assert left.exists()
+
+
 def test_nothing_half_decoded_is_left(files, tmp_path):
     broken = replace(files, names=string_array(["cat/000.jpg", "cat/gone.jpg"]))
     with pytest.raises(InputError, match=r"cat/gone.jpg: not a readable file"):

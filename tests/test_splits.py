@@ -169,12 +169,22 @@ def test_splits_lie_where_they_are_wanted(tree, tmp_path, monkeypatch):
         own_data(tree)
 
 
+def test_what_a_killed_run_of_the_same_number_left_is_in_nobodys_way(tree):
+    left = tree / f".tailwise-splits.partial-{os.getpid()}"
+    left.mkdir()
+    place = tree / "tailwise-splits"
+    own_data(tree)
+    assert left.exists()
+    assert place.stat().st_mode == left.stat().st_mode
+    assert sorted(child.name for child in tree.iterdir()) == sorted([*COUNTS, left.name, place.name])
+
+
 def test_a_write_that_fails_leaves_the_old_splits(tree, monkeypatch):
     before = splits_hash(own_data(tree, seed=3))
     rename = os.rename
 
     def fails(source, target):
-        if ".partial" in str(source):
+        if "partial" in str(source):
             raise OSError(28, "No space left on device")
         rename(source, target)
 

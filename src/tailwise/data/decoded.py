@@ -1,11 +1,11 @@
 """Images decoded once, to squares of one size, and read from then on out of a memory map."""
 
 import functools
-import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,9 +143,14 @@ def _write(source: Source, rows: NDArray[np.int64], size: int, folder: Path, wor
 @contextmanager
 def _appearing(folder: Path, needed: int) -> Iterator[Path]:
     """A folder under a name of its own, which takes the given one when the block is through; else nothing is left."""
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    room = None
     try:
-        partial.mkdir(parents=True)
+        with suppress(FileExistsError):
+            folder.parent.mkdir(parents=True)
+        # a folder that nobody else makes; it is for this user alone, which the one in it is not
+        room = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+        partial = room / "new"
+        partial.mkdir()
         free = shutil.disk_usage(partial).free
         if free < needed:
             raise checks.InputError(
@@ -153,10 +158,15 @@ def _appearing(folder: Path, needed: int) -> Iterator[Path]:
                 "data.cache=null reads the files, data.kept=FOLDER keeps them elsewhere"
             )
         yield partial
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():  # another run made the same meanwhile
+                raise
     except OSError as error:
         raise checks.InputError(
             f"{folder}: cannot write decoded images ({error.strerror}); data.kept=FOLDER keeps them elsewhere"
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if room is not None:
+            shutil.rmtree(room, ignore_errors=True)

@@ -1,9 +1,10 @@
 """Train, val and test for data that comes without: drawn once, stored beside it, and compared with it ever after."""
 
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,9 +137,12 @@ def write_splits(index: ImageIndex, place: Path, about: dict[str, Any]) -> None:
         "counts": {part: list(index.counts(part).per_class) for part in index.parts},
         "hash": splits_hash(index),
     }
-    partial, before = (place.with_name(f".{place.name}.{word}-{os.getpid()}") for word in ("partial", "before"))
+    room = None
     try:
-        partial.mkdir(parents=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        room = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))  # that nobody else makes
+        partial, before = room / "partial", room / "before"
+        partial.mkdir()
         for part, rows in index.parts.items():
             text = list_text(index.source.names[rows], index.labels[rows])
             (partial / f"{part}.txt").write_text(text, encoding="utf-8", newline="\n")
@@ -148,7 +152,8 @@ def write_splits(index: ImageIndex, place: Path, about: dict[str, Any]) -> None:
         try:
             partial.rename(place)
         except OSError:
-            before.rename(place)
+            if before.exists():
+                before.rename(place)
             raise
         shutil.rmtree(before, ignore_errors=True)
     except OSError as error:
@@ -156,7 +161,10 @@ def write_splits(index: ImageIndex, place: Path, about: dict[str, Any]) -> None:
             f"{place}: cannot write the splits ({error.strerror}); name another folder for them with splits"
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if room is not None:
+            shutil.rmtree(room / "partial", ignore_errors=True)
+            with suppress(OSError):  # what was before, and could not be put back, stays
+                room.rmdir()
 
 
 def read_splits(place: Path) -> tuple[dict[str, tuple[NDArray[Any], NDArray[np.int64]]], dict[str, Any]]:
