@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jpeg_trees import TRAIN, benchmark_tree, folder_tree, jpeg, write_image
 from reports import run
 from tailwise.checks import InputError
 from tailwise.counts import ClassCounts
-from tailwise.data import benchmarks
+from tailwise.data import LooseFiles, benchmarks, string_array
 from tailwise.data.benchmarks import CIFAR, LISTED, LVIS
 from tailwise.data.listed import prepare_listed, read_annotations, read_listed
 from tailwise.data.own import own_data
@@ -342,3 +343,16 @@ def test_progress_is_told(tmp_path):
     assert unreadable(index.source, np.arange(8), progress=lambda done, total: told.append((done, total))) == []
     assert told == [(8, 8)]
     assert ClassCounts((4, 4)) == index.counts()
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG2000", "AVIF", "TGA"])
+def test_what_decodes_is_readable(tmp_path, kind):
+    image, path = Image.new("RGB", (8, 8)), tmp_path / "x"
+    try:
+        image.save(path, format=kind, **({"big_tiff": True} if kind == "TIFF" else {}))
+    except (KeyError, OSError):
+        pytest.skip(f"Pillow was built without {kind}")
+    files = LooseFiles(tmp_path, string_array(["x"]))
+    assert unreadable(files, np.array([0]), decode=True) == []
+    if kind != "TGA":  # which begins with no word of its own
+        assert unreadable(files, np.array([0])) == []

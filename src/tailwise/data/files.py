@@ -21,6 +21,10 @@ SIGNATURES = {
     b"BM": "BMP",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
+    b"II+\0": "BigTIFF",
+    b"MM\0+": "BigTIFF",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
+    b"\xffO\xffQ": "JPEG 2000",
 } | {f"P{number}".encode(): "PNM" for number in range(1, 7)}
 
 
@@ -32,6 +36,8 @@ def image_kind(head: bytes) -> str | None:
     """
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
+    if head[4:12] in (b"ftypavif", b"ftypavis"):
+        return "AVIF"
     return next((kind for signature, kind in SIGNATURES.items() if head.startswith(signature)), None)
 
 

@@ -53,6 +53,7 @@ def _why_unreadable(source: Source, decode: bool, row: int) -> str | None:
             content = source.read(row)
             if decode and content:
                 decoded(content, source.where(row))
+                return None  # whatever its first bytes are
     except checks.InputError as error:
         return str(error)
     except OSError as error:
