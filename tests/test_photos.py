@@ -169,11 +169,20 @@ def test_splits_beside_the_data_come_before_those_elsewhere(photos, tmp_path):
     settings = [f"data.path={photos}", *SMALL, f"data.kept={tmp_path / 'kept'}", "compute.workers=0"]
     (recipe,) = override(find("own/joint"), settings)
     build_data(recipe, 0, None)
-    assert (tmp_path / "kept/tailwise-splits/test.txt").is_file()
+    assert (tmp_path / f"kept/{photos.name}.tailwise-splits/test.txt").is_file()
     assert not (photos / "tailwise-splits").exists()
     beside = own_data(photos, seed=5)
     build_data_module._index.cache_clear()  # as in another process
     assert build_data(recipe, 0, None).subset_hash == beside.subset_hash
+
+
+def test_data_sets_with_one_folder_for_splits_have_each_their_own(tmp_path):
+    kept = str(tmp_path / "kept")
+    places = [build_data_module._splits(str(tmp_path / name), kept) for name in ("a", "b", "b.csv")]
+    assert [place.name for place in places] == [f"{name}.tailwise-splits" for name in ("a", "b", "b.csv")]
+    assert build_data_module._splits("hf:owner/c", kept) == tmp_path / "kept/c.tailwise-splits"
+    (tmp_path / "kept/tailwise-splits").mkdir(parents=True)  # where they were before, of whatever data
+    assert build_data_module._splits(str(tmp_path / "a"), kept) == tmp_path / "kept/tailwise-splits"
 
 
 def test_decoded_once_prediction_is_the_same(photos, tmp_path):

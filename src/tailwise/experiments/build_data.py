@@ -156,7 +156,11 @@ def _index(settings: OnDiskSettings, data_dir: Path | None) -> tuple[ImageIndex,
 def _splits(path: str, kept: str | None) -> Path | None:
     """Where splits are stored if not beside the data: in `kept`, unless some are beside it already."""
     beside = splits_of(path)
-    return None if kept is None or (beside is not None and beside.exists()) else Path(kept) / SPLITS
+    if kept is None or (beside is not None and beside.exists()):
+        return None
+    own = Path(kept) / f"{os.path.basename(os.path.abspath(path.removeprefix(HUB)))}.{SPLITS}"
+    unnamed = Path(kept) / SPLITS  # as they were called before
+    return unnamed if unnamed.exists() and not own.exists() else own
 
 
 def _named(kept: Path | None, setting: str) -> Path:
