@@ -114,6 +114,9 @@ def test_a_redraw_replaces_nothing_but_splits(tree):
     with pytest.raises(InputError, match=r"a folder of stored splits, got .*photos without splits\.json"):
         own_data(tree, splits=tree, redraw=True)
     assert named(folder_index(tree)) == every()
+    (tree.parent / "notes.txt").write_text("a file")
+    with pytest.raises(InputError, match=r"a folder of stored splits, got .*notes\.txt without splits\.json"):
+        own_data(tree, splits=tree.parent / "notes.txt", redraw=True)
     (tree.parent / "empty").mkdir()
     assert len(own_data(tree, splits=tree.parent / "empty", redraw=True).parts) == 3
 

@@ -89,7 +89,7 @@ def stored_splits(
             that cannot be written, or holds something else than splits to redraw.
     """
     there = place if place is not None and place.exists() else None
-    if there and redraw and any(there.iterdir()) and not (there / ABOUT).exists():
+    if there and redraw and not (there / ABOUT).exists() and not (there.is_dir() and not any(there.iterdir())):
         raise checks.InputError(f"splits: expected a folder of stored splits, got {there} without {ABOUT}")
     stored = there is not None and not redraw
     if not stored and not leave_out and all(part in index.parts for part in PARTS):
