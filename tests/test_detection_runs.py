@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from causal_oracles import unchecked
 from reports import run
@@ -38,7 +39,7 @@ from tailwise.recipes.build_detection import (
 )
 from tailwise.recipes.detection_catalog import DETECTION_RECIPES, find_detection
 from tailwise.recipes.overrides import override
-from tailwise.report.detection import combined_precision
+from tailwise.report.detection import PRECISIONS, combined_precision, print_precision
 from tailwise.train import load_checkpoint
 
 TINY = [
@@ -210,6 +211,21 @@ def test_the_size_of_a_group_is_said_of_all_seeds():
     results = [{"seed": n, "frequencies": of, "recipe": detector, **about} for n, of in enumerate(seeds)]
     assert combined_precision("scenes", {"run": results})["group_sizes"] == {"r": "1-2", "c": "1-2", "f": 0}
     assert combined_precision("scenes", {"run": results[:1]})["group_sizes"] == {"r": 2, "c": 1, "f": 0}
+
+
+def test_every_row_has_the_seeds_that_it_is_of(capsys):
+    def result(name, seed):
+        detector = {"framework": "cascade", "masks": True}
+        row = dict.fromkeys(PRECISIONS, 1.0)
+        about = {"frequencies": ["r"], "versions": {}, "recipe": {"name": f"scenes/{name}", "detector": detector}}
+        return about | {"seed": seed, "rows": {"baseline": row}}
+
+    record = combined_precision("scenes", {"a": [result("a", 0), result("a", 1)], "b": [result("b", 0)]})
+    assert (record["seeds"], [row["seeds"] for row in record["rows"]]) == ([0, 1], [[0, 1], [0]])
+    print_precision(Console(width=100), record)
+    out = capsys.readouterr().out
+    assert "scenes: average precision in %, mean ± std over the seeds below\n" in out
+    assert "\na, baseline: seeds 0, 1\nb, baseline: seed 0\n" in out
 
 
 def test_the_same_rows_come_of_it_again(suite, data):

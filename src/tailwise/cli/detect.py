@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from tailwise import checks
 from tailwise.cli.detection import write_all
-from tailwise.cli.options import AlphaText, Device, Json, Seed, strength_of
+from tailwise.cli.options import Device, Json, Seed, strength_of
 from tailwise.cli.output import print_json, warnings_as_notes
 
 
@@ -18,7 +18,7 @@ def detect(
     /,
     *,
     run: Annotated[Path, Parameter(help="The run folder of a detector, such as runs/digit-scenes-lt/tde.")],
-    alpha: AlphaText = None,
+    alpha: Annotated[str | None, Parameter(help="Strength of TDE: a number (default: the recipe's).")] = None,
     seed: Seed = None,
     images: Annotated[Path | None, Parameter(help="Of a json file: the folder with train2017/ or the files.")] = None,
     out: Annotated[

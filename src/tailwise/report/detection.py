@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tailwise.report.summary import Result, mean_and_std, over_seeds
+from tailwise.report.summary import Result, listed, mean_and_std, over_seeds
 from tailwise.report.table import figure
 
 PRECISIONS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APbox")
@@ -27,13 +27,14 @@ def combined_precision(name: str, runs: Mapping[str, Sequence[Result]]) -> dict[
             each = [result["rows"][method] for result in results]
             row: dict[str, Any] = {"recipe": results[0]["recipe"]["name"], "method": method}
             row["framework"] = results[0]["recipe"]["detector"]["framework"]
+            row["seeds"] = [result["seed"] for result in results]
             row |= {key: mean_and_std([one[key] for one in each]) for key in PRECISIONS}
             row |= {key: mean_and_std([one[key] for one in each]) for key in each[0] if key.startswith("box-")}
             row |= {key: each[0][key] for key in ("alpha", "exempt_background") if key in each[0]}
             rows.append(row)
     return {
         "name": name,
-        "seeds": [result["seed"] for result in first],
+        "seeds": sorted({result["seed"] for results in runs.values() for result in results}),
         "masks": first[0]["recipe"]["detector"]["masks"],
         "group_sizes": {group: _size([result["frequencies"].count(group) for result in first]) for group in "rcf"},
         "rows": rows,
@@ -51,8 +52,11 @@ def _size(of_seeds: list[int]) -> int | str:
 def print_precision(console: Console, record: dict[str, Any], lines: Sequence[str] = ()) -> None:
     """The table of such a record, in percent; best AP in bold, notes and lines below."""
     sizes, rows = record["group_sizes"], record["rows"]
+    seeds = [row.get("seeds", record["seeds"]) for row in rows]  # rows of older records have none
+    differ = any(some != seeds[0] for some in seeds)
+    over = "mean ± std over the seeds below" if differ else over_seeds(record["seeds"])
     console.print(
-        f"{record['name']}: average precision in %, {over_seeds(record['seeds'])}",
+        f"{record['name']}: average precision in %, {over}",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -74,6 +78,8 @@ def print_precision(console: Console, record: dict[str, Any], lines: Sequence[st
     console.width = before
     what = "AP of masks" if record.get("masks", True) else "AP of boxes, as APbox"
     notes = [f"{what}, mean over IoU 0.5 to 0.95 and classes; r, c, f: rare, common, frequent classes; APbox: of boxes"]
+    each = zip(rows, seeds, strict=True)
+    notes += [f"{row['recipe'].split('/')[1]}, {row['method']}: {listed(some)}" for row, some in each if differ]
     notes += [f"{row['method']}: alpha {row['alpha']:g}" for row in rows if "alpha" in row]
     for line in (*notes, *lines):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
