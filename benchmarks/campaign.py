@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from records import write
-from tailwise.experiments import runs
+from tailwise.experiments import files, runs
 from tailwise.train import load_checkpoint
 
 TRAIN = ["-m", "tailwise", "train", "digits-lt/decoupling", "--seeds", "2", "--save-every", "0"]
@@ -90,7 +90,7 @@ def moment(folder: Path) -> str:
     seeds = sorted(path.name for path in folder.glob("seed-*"))
     if not seeds:
         return "before training"
-    if not seeds[-1].endswith(runs.PARTIAL):
+    if not seeds[-1].endswith(files.PARTIAL):
         return "between two seeds"
     within = folder / seeds[-1]
     if not (within / runs.CHECKPOINT).exists():

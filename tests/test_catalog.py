@@ -12,7 +12,7 @@ import torch
 
 from tailwise.adjust import adjust_logits, class_means
 from tailwise.backbones import ResNet32
-from tailwise.experiments import experiment, measure, runs
+from tailwise.experiments import experiment, files, measure, runs
 from tailwise.experiments.build_data import build_data
 from tailwise.experiments.second import second_classifier, try_second_stage
 from tailwise.experiments.watch import Silent
@@ -271,7 +271,7 @@ def test_a_memory_is_read_back_as_it_was(rivals, method):
     data = build_data(run.recipe, 0, None)
     with torch.no_grad():
         predicted = model(data.normalize(data.test.images)).argmax(dim=1)
-    row = runs.read_json(folder / runs.RESULTS)["rows"][method]
+    row = files.read_json(folder / runs.RESULTS)["rows"][method]
     assert 100 * (predicted == data.test.labels).float().mean() == pytest.approx(row["all"], abs=1e-3)
     assert hasattr(model.backbone, "attention") == (method == "oltr")
     assert not isinstance(model.backbone, ResNet32)

@@ -7,7 +7,8 @@ import pytest
 
 import claims
 from tailwise import InputError
-from tailwise.experiments import runs
+from tailwise.experiments import files, runs
+from tailwise.experiments.settings import recorded
 from tailwise.recipes.catalog import RECIPES
 from tailwise.recipes.overrides import override
 from tailwise.reproduction.targets import BALANCED
@@ -118,8 +119,8 @@ def test_a_run_without_a_seed_leaves_the_others_of_its_folder(tmp_path, capsys):
     (tmp_path / "a/seed-0").mkdir(parents=True)
     (tmp_path / "b").mkdir()
     for name in ("a", "b"):
-        runs.write_json(tmp_path / name / runs.RECIPE, {"format": runs.FORMAT, "recipe": runs.recorded(recipe)})
-    runs.write_json(tmp_path / "a/seed-0" / runs.RESULTS, {"seed": 0})
+        files.write_json(tmp_path / name / runs.RECIPE, {"format": runs.FORMAT, "recipe": recorded(recipe)})
+    files.write_json(tmp_path / "a/seed-0" / runs.RESULTS, {"seed": 0})
     assert [run.path.name for run in claims.finished(tmp_path)] == ["a"]
     assert "left out: " in capsys.readouterr().out
 

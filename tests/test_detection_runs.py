@@ -20,7 +20,7 @@ from tailwise.detect import Detections, DetectionSplit, average_precision, digit
 from tailwise.detect.backbones import resnet_fpn
 from tailwise.detect.detector import Detector
 from tailwise.detect.inference import Inference
-from tailwise.experiments import detection_experiment, runs
+from tailwise.experiments import detection_experiment, files, runs
 from tailwise.experiments.detection_experiment import (
     add_rows,
     measured,
@@ -31,6 +31,7 @@ from tailwise.experiments.detection_experiment import (
 )
 from tailwise.experiments.detection_runs import open_detection_run
 from tailwise.experiments.owned import TakenError, owned
+from tailwise.experiments.settings import what_counts
 from tailwise.experiments.watch import Silent
 from tailwise.recipes.build_detection import (
     build_detector,
@@ -113,9 +114,9 @@ def test_stopped_and_resumed_it_ends_in_the_same_bits(suite, tmp_path):
 def test_a_recipe_from_before_a_setting_was_there_is_the_same():
     recipe = DETECTION_RECIPES["lvis-v1/tde"]
     written = recipe.model_dump(mode="json")
-    whole = runs.what_counts(written)
+    whole = what_counts(written)
     del written["training"]["drop_last"]
-    assert runs.what_counts(written) == whole
+    assert what_counts(written) == whole
     assert whole["training.drop_last"] is recipe.training.drop_last
 
 
@@ -123,15 +124,15 @@ def test_a_seed_is_measured_for_more_rows_once_at_a_time_and_belongs_to_its_chec
     shutil.copytree(suite / "tde", tmp_path / "tde")
     seed = open_detection_run(tmp_path / "tde").seed(0)
     before = seed.results()
-    written = runs.read_json(tmp_path / "tde" / runs.RECIPE)
+    written = files.read_json(tmp_path / "tde" / runs.RECIPE)
     written["recipe"]["classifier"]["tau"] = 1.0  # which no weight shows
-    runs.write_json(tmp_path / "tde" / runs.RECIPE, written)
+    files.write_json(tmp_path / "tde" / runs.RECIPE, written)
     with pytest.raises(InputError, match=r"checkpoint\.safetensors: expected a checkpoint of the run's recipe\.json"):
         open_detector(open_detection_run(tmp_path / "tde").seed(0), torch.device("cpu"))
     with owned(seed.path), pytest.raises(TakenError, match="seed-0: expected no other process"):
         add_rows(seed, ["tde"], alpha=0.5)
     assert seed.results() == before
-    runs.write_json(seed.path / runs.RESULTS, {**before, "checkpoint": "0" * 64})
+    files.write_json(seed.path / runs.RESULTS, {**before, "checkpoint": "0" * 64})
     with pytest.raises(InputError, match=r"expected results of checkpoint\.safetensors, .* two trainings are mixed"):
         open_detector(seed, torch.device("cpu"))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tailwise.experiments import runs
+from tailwise.experiments import files, runs
 from tailwise.recipes.catalog import RECIPES
 from tailwise.recipes.overrides import override
 from tailwise.reproduction import plan, reproduce, targets
@@ -154,10 +154,10 @@ def test_of_two_runs_of_one_first_stage_one_is_read_and_gone_on_with(tmp_path):
     for name, finished in (("a", False), ("b", True), ("c", True)):
         (tmp_path / name / "seed-0").mkdir(parents=True)
         content = {"format": runs.FORMAT, "recipe": recipe.model_dump(mode="json")}
-        runs.write_json(tmp_path / name / runs.RECIPE, content)
+        files.write_json(tmp_path / name / runs.RECIPE, content)
         results = {**dict.fromkeys(runs.RESULT_KEYS), "seed": 0, "published_counts": [], "rows": {name: {}}}
         if finished:
-            runs.write_json(tmp_path / name / "seed-0" / runs.RESULTS, results)
+            files.write_json(tmp_path / name / "seed-0" / runs.RESULTS, results)
     begun, key = begun_below(tmp_path), first_stage(recipe, 0)
     assert run_of(begun, key, 0).path.name == "b"
     assert [seed.results["rows"] for seed in reproduce._finished(begun)[key]] == [{"b": {}}]

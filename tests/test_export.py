@@ -22,6 +22,7 @@ from tailwise.data import digits_lt
 from tailwise.deployment.deployed import DeployedModel
 from tailwise.experiments import measure, runs
 from tailwise.experiments.build_data import IN_MEMORY, build_data, images_of
+from tailwise.experiments.settings import flat
 from tailwise.recipes.catalog import RECIPES
 
 ALPHA = 1.5
@@ -217,7 +218,7 @@ def test_the_card_says_what_was_measured_on_what(causal, capsys, tmp_path):
         assert f"| {name} | {count} | {accuracy:.1f} |" in card
     assert results["subset_hash"][:12] in card
     assert "digits-lt: 305 training images, at most 110 and at least 2 of a class." in card
-    for name, value in runs.flat(results["recipe"]).items():
+    for name, value in flat(results["recipe"]).items():
         assert f"| {name} | {value} |" in card
     assert f"| made with torch | {torch.__version__} |" in card
     assert re.findall(r"^## (.*)", card, flags=re.M) == ["Data", "Metrics", "Use", "Limits", "Settings"]

@@ -9,8 +9,9 @@ import torch
 from rich.console import Console
 
 from tailwise import InputError
-from tailwise.experiments import runs
+from tailwise.experiments import files, runs
 from tailwise.experiments.build_data import build_data
+from tailwise.experiments.settings import recorded
 from tailwise.experiments.watch import Silent
 from tailwise.recipes.catalog import RECIPES
 from tailwise.recipes.overrides import override
@@ -26,8 +27,8 @@ def test_what_is_done_next(tmp_path):
         return one
 
     long, short, begun = job(1, 60), job(2, 2), job(3, 60)
-    (runs.partial(begun.folder / "seed-0")).mkdir(parents=True)
-    (runs.partial(begun.folder / "seed-0") / "last-first.safetensors").touch()
+    (files.partial(begun.folder / "seed-0")).mkdir(parents=True)
+    (files.partial(begun.folder / "seed-0") / "last-first.safetensors").touch()
     assert (long.seconds, job(4, 60, done=59).seconds, begun.begun, long.begun) == (605.0, 15.0, True, False)
     jobs = [long, short, begun]
     assert reproduce.next_job(jobs, None, worked=True) is long
@@ -85,7 +86,7 @@ def test_a_run_goes_on_with_its_own_arithmetic_and_says_so(tmp_path, monkeypatch
     begun = override(base, ["compute.workers=2", "compute.threads=2", "data.kept=/old"])[0]
     folder = tmp_path / "mine"
     (folder / "seed-0.partial").mkdir(parents=True)
-    runs.write_json(folder / runs.RECIPE, {"format": runs.FORMAT, "recipe": runs.recorded(begun)})
+    files.write_json(folder / runs.RECIPE, {"format": runs.FORMAT, "recipe": recorded(begun)})
     asked = ["compute.workers=3", "compute.precision=bf16", "compute.threads=2", "data.kept=/new"]
     target = targets.Target("imagenet-lt", "row", "all", "tde", recipe=override(base, asked)[0])
     monkeypatch.setattr(plan, "targets_of", lambda *_: [target])

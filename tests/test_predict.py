@@ -22,7 +22,7 @@ from tailwise.cli import main
 from tailwise.data import digits_lt, folder_index
 from tailwise.data.files import grey_thumbnail, read_image
 from tailwise.deployment import predict as predicting
-from tailwise.experiments.runs import write_text
+from tailwise.experiments.files import write_text
 
 ALPHA = 1.5
 ROOT = Path(__file__).parents[1]

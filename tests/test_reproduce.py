@@ -16,7 +16,7 @@ from tailwise import InputError
 from tailwise.adjust import tde
 from tailwise.data.listed import prepare_listed
 from tailwise.evaluate import Store
-from tailwise.experiments import measure, runs
+from tailwise.experiments import files, measure, runs
 from tailwise.experiments.owned import owned
 from tailwise.experiments.resume import OutOfTime
 from tailwise.experiments.watch import Silent
@@ -215,8 +215,8 @@ def test_a_budget_stops_at_a_snapshot_and_the_rest_is_the_same(out, tmp_path):
     again = plan.plan(asked)
     assert again.jobs[0].begun
     assert reproduce.work(again, Silent()) == []
-    whole = runs.read_json(out / "digits-lt/decoupling-subset-seed-0-paper/seed-0" / runs.RESULTS)
-    assert runs.read_json(partial.with_name("seed-0") / runs.RESULTS)["checkpoint"] == whole["checkpoint"]
+    whole = files.read_json(out / "digits-lt/decoupling-subset-seed-0-paper/seed-0" / runs.RESULTS)
+    assert files.read_json(partial.with_name("seed-0") / runs.RESULTS)["checkpoint"] == whole["checkpoint"]
 
 
 def test_a_second_stage_of_a_run_stops_and_goes_on(out, tmp_path):
@@ -330,7 +330,7 @@ def test_what_is_printed_of_val_is_compared_with_val(table, tmp_path, monkeypatc
     lines = record["lines"]
     assert [data_dir for _, data_dir in opened] == [tmp_path]  # once for both
     (seed,) = tmp_path.glob("*/*/seed-0")
-    val = Store.load(seed / "stores/val", runs.read_json(seed / "results.json")["checkpoint"])
+    val = Store.load(seed / "stores/val", files.read_json(seed / "results.json")["checkpoint"])
     logits = tde(torch.tensor(val.features), measure.load_model(seed).classifier, 0.5)
     said = (val.logits.argmax(axis=1), logits.detach().numpy().argmax(axis=1))
     accuracy = [float(100 * np.mean(predicted == val.labels)) for predicted in said]

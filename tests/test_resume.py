@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tailwise import InputError, Stage, fit
 from tailwise.classifiers import CausalClassifier
-from tailwise.experiments import experiment, over_seeds, runs
+from tailwise.experiments import experiment, files, over_seeds, runs
 from tailwise.experiments.build_data import build_data
 from tailwise.recipes.catalog import find
 from tailwise.recipes.overrides import override
@@ -320,7 +320,7 @@ def test_resume_wants_a_run_that_was_begun(whole, tmp_path, capsys):
 def test_settings_that_no_result_depends_on_may_change_on_the_way(tmp_path):
     recipe = find("digits-lt/tde")[0]
     written = recipe.model_dump(mode="json") | {"published": [{"method": "tde", "all": 44.1}]}  # runs have held these
-    runs.write_json(tmp_path / runs.RECIPE, {"recipe": written})
+    files.write_json(tmp_path / runs.RECIPE, {"recipe": written})
     over_seeds.check_same(override([recipe], ["seeds=7", "compute.workers=3"])[0], tmp_path / runs.RECIPE)
     with pytest.raises(InputError, match=r"resume: .* compute.precision float32, got bf16"):
         over_seeds.check_same(override([recipe], ["compute.precision=bf16"])[0], tmp_path / runs.RECIPE)

@@ -13,7 +13,7 @@ from tailwise import ClassCounts, InputError
 from tailwise.backbones import DigitsNet
 from tailwise.classifiers import CausalClassifier, CosineClassifier, LinearClassifier
 from tailwise.data import LongTailedData
-from tailwise.experiments import experiment, measure, runs
+from tailwise.experiments import experiment, files, measure, runs
 from tailwise.experiments.build_data import build_data
 from tailwise.experiments.second import train_second_stage, try_second_stage, unwatched
 from tailwise.experiments.trained import Asked
@@ -237,11 +237,11 @@ def test_a_second_stage_of_before_a_setting_was_there_has_its_default(run, tmp_p
     shutil.copytree(run.path, tmp_path / "copy")
     seeds = runs.open_run(tmp_path / "copy").seeds
     kept = load_checkpoint(seeds[0].path / "adjusted/crt-stored.safetensors")
-    content = runs.read_json(seeds[0].path / runs.RESULTS)
+    content = files.read_json(seeds[0].path / runs.RESULTS)
     for written in (kept.meta["notes"]["second_stage"], content["rows"]["crt-stored"]["second_stage"]):
         del written["stage"]["clip_norm"], written["stage"]["reweight_beta"]
     save_checkpoint(seeds[0].path / "adjusted/crt-stored.safetensors", kept.state, kept.meta)
-    runs.write_json(seeds[0].path / runs.RESULTS, content)
+    files.write_json(seeds[0].path / runs.RESULTS, content)
 
     before, after = run.seeds[0].results(), measure.open_trained(seeds[0], None)
     assert summarize([seed.results() for seed in seeds]) == summarize([seed.results() for seed in run.seeds])

@@ -31,7 +31,8 @@ def predict(
     """
     if not paths:
         raise checks.InputError("paths: expected at least one image, folder or file of features, got none")
-    from tailwise.experiments.runs import check_place, open_run, write_lines
+    from tailwise.experiments.files import check_place, write_lines
+    from tailwise.experiments.runs import open_run
     from tailwise.recipes.methods import deployed_method
 
     if out is not None:

@@ -8,8 +8,9 @@ from tailwise.adjust import fold_linear, fold_tde
 from tailwise.backbones import FrozenNet
 from tailwise.classifiers import FoldedClassifier, LinearClassifier, MlpClassifier, NormalizedClassifier
 from tailwise.deployment.deployed import CONFIG, WEIGHTS, DeployedModel
-from tailwise.experiments import runs
+from tailwise.experiments import files
 from tailwise.experiments.build_data import images_of
+from tailwise.experiments.settings import flat, recorded
 from tailwise.experiments.trained import Asked, Made, Trained
 from tailwise.export import model_card, new_folder, write_onnx, write_program, write_weights
 from tailwise.recognizer import Recognizer
@@ -86,7 +87,7 @@ def export(trained: Trained, method: str, asked: Asked, kind: str, out: Path | N
             write_program(model, folder / "model.pt2", shape)
         else:
             write_weights(model, folder / WEIGHTS)
-        runs.write_json(folder / CONFIG, model.config)
-        settings = runs.flat(runs.recorded(trained.recipe))
-        runs.write_text(folder / "README.md", model_card(trained.about, row, method, settings))
+        files.write_json(folder / CONFIG, model.config)
+        settings = flat(recorded(trained.recipe))
+        files.write_text(folder / "README.md", model_card(trained.about, row, method, settings))
     return path

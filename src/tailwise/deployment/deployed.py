@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tailwise import checks
 from tailwise.classifiers import FoldedClassifier, MlpClassifier
-from tailwise.experiments import runs
+from tailwise.experiments import files
 from tailwise.recipes.build_backbone import build_backbone
 from tailwise.recipes.schema import BackboneSettings
 from tailwise.shapes import Float, UInt8
@@ -108,7 +108,7 @@ def load_deployed(folder: Path | str) -> DeployedModel:
         InputError: a file that is absent or does not fit.
     """
     folder = Path(folder)
-    config = runs.read_json(folder / CONFIG)
+    config = files.read_json(folder / CONFIG)
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are overwritten
             model = DeployedModel(**config)

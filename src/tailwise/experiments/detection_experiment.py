@@ -12,12 +12,13 @@ from tailwise.counts import ClassCounts
 from tailwise.detect import DetectionData, Detections, DetectionSplit, average_precision
 from tailwise.detect.detector import Detector
 from tailwise.detect.inference import Inference
-from tailwise.experiments import runs
+from tailwise.experiments import files, runs
 from tailwise.experiments.detection_runs import FORMAT, DetectionRun, DetectionSeed, open_detection_run
 from tailwise.experiments.keep import LastEpoch
 from tailwise.experiments.over_seeds import How, check_same, train_seeds, versions
 from tailwise.experiments.owned import owned
 from tailwise.experiments.resume import Log, Place, fit_kept, trained_once
+from tailwise.experiments.settings import check_settings, recorded
 from tailwise.experiments.watch import Val, Watch
 from tailwise.recipes.build import cpu_threads, find_device
 from tailwise.recipes.build_detection import (
@@ -80,9 +81,9 @@ def _reported(data: DetectionData) -> DetectionSplit:
 def _trained_one(recipe: DetectionRecipe, seed: int, folder: Path, label: str, how: How) -> tuple[str, dict[str, Row]]:
     start = time.perf_counter()
     data = build_detection_data(recipe, seed, how.data_dir)
-    with cpu_threads(recipe), torch.random.fork_rng(devices=[]), runs.unfinished_folder(folder) as written:
+    with cpu_threads(recipe), torch.random.fork_rng(devices=[]), files.unfinished_folder(folder) as written:
         about = {
-            "recipe": runs.recorded(recipe),
+            "recipe": recorded(recipe),
             "seed": seed,
             "counts": list(data.counts.per_class),
             "frequencies": [category.frequency for category in data.train.truth.categories],
@@ -114,7 +115,7 @@ def _trained_one(recipe: DetectionRecipe, seed: int, folder: Path, label: str, h
             (written / "last-first.safetensors").unlink(missing_ok=True)
             seconds = time.perf_counter() - start
             result = {**checkpoint.meta, "checkpoint": checkpoint.digest, "rows": rows, "seconds": seconds}
-            runs.write_json(written / runs.RESULTS, result)
+            files.write_json(written / runs.RESULTS, result)
     return "AP " + ", ".join(f"{name} {row['AP'] or 0:.1f}" for name, row in rows.items()), rows
 
 
@@ -167,7 +168,7 @@ def add_rows(
     with owned(seed.path):
         found, _, _ = measured_again(seed, rows, alpha=alpha, data_dir=data_dir, device=device)
         result = seed.results()
-        runs.write_json(seed.path / runs.RESULTS, {**result, "rows": {**result["rows"], **found["rows"]}})
+        files.write_json(seed.path / runs.RESULTS, {**result, "rows": {**result["rows"], **found["rows"]}})
 
 
 def _row(split: DetectionSplit, answers: Sequence[Detections], how: Inference, masks: bool) -> Row:
@@ -185,7 +186,7 @@ def open_detector(seed: DetectionSeed, device: torch.device) -> tuple[Detector, 
     """
     path = seed.path / runs.CHECKPOINT
     checkpoint = load_checkpoint(path)
-    runs.check_settings(path, checkpoint.meta, seed.recipe)
+    check_settings(path, checkpoint.meta, seed.recipe)
     names = tuple(checkpoint.meta["class_names"])
     settings = seed.recipe.detector.model_copy(update={"pretrained": False})  # the checkpoint has all weights
     with torch.random.fork_rng(devices=[]):

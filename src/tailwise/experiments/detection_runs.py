@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise import checks
-from tailwise.experiments import runs
+from tailwise.experiments import files, runs
 from tailwise.recipes.detection import DetectionRecipe
 
 FORMAT = "tailwise-detection-run/1"
@@ -27,7 +27,7 @@ class DetectionSeed:
             InputError: a file that is absent, no JSON or no result.
         """
         path = self.path / runs.RESULTS
-        content = runs.read_json(path)
+        content = files.read_json(path)
         absent = RESULT_KEYS - content.keys()
         if absent or not isinstance(content["rows"], dict):
             missing = ", ".join(sorted(absent)) or "rows by name"

@@ -12,7 +12,7 @@ from torch import nn
 from tailwise import checks, ranks
 from tailwise.data import LongTailedData
 from tailwise.evaluate import Store, metric
-from tailwise.experiments import runs
+from tailwise.experiments import files, runs
 from tailwise.experiments.adjusters import choice_of, sweep
 from tailwise.experiments.build_data import build_data, subset_seed_of
 from tailwise.experiments.keep import BestOnVal
@@ -20,6 +20,7 @@ from tailwise.experiments.over_seeds import How, check_same, train_seeds, versio
 from tailwise.experiments.resume import Log, Place, fit_kept, trained_once
 from tailwise.experiments.rows import Row
 from tailwise.experiments.second import epochs_on_images, try_second_stage
+from tailwise.experiments.settings import recorded
 from tailwise.experiments.stores import first_image
 from tailwise.experiments.trained import Trained
 from tailwise.experiments.watch import Val, Watch
@@ -106,9 +107,9 @@ def _try_one_image(recipe: Recipe, model: Recognizer, data: LongTailedData) -> N
 def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) -> tuple[str, dict[str, Row]]:
     start = time.perf_counter()
     data = build_data(recipe, seed, how.data_dir, how.device).to(how.device)
-    with cpu_threads(recipe), torch.random.fork_rng(devices=[]), runs.unfinished_folder(folder) as written:
+    with cpu_threads(recipe), torch.random.fork_rng(devices=[]), files.unfinished_folder(folder) as written:
         about = {
-            "recipe": runs.recorded(recipe),
+            "recipe": recorded(recipe),
             "seed": seed,
             "subset_seed": subset_seed_of(recipe, seed),
             "subset_hash": data.subset_hash,
@@ -157,7 +158,7 @@ def _trained_one(recipe: Recipe, seed: int, folder: Path, label: str, how: How) 
             for snapshot in written.glob("last-*.safetensors"):
                 snapshot.unlink()
             result = {**meta, "checkpoint": digest, "rows": rows, "seconds": time.perf_counter() - start}
-            runs.write_json(written / runs.RESULTS, result)
+            files.write_json(written / runs.RESULTS, result)
     accuracy = ", ".join(f"{method} {row['all']:.1f}" for method, row in rows.items())
     return f"epoch {meta['epoch']} kept, test {accuracy}", rows
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from tailwise.experiments.build_data import build_data
+from tailwise.experiments.files import write_json
 from tailwise.experiments.frozen import features
-from tailwise.experiments.runs import write_json
 from tailwise.export import new_folder
 from tailwise.recipes.build import cpu_threads, find_device
 from tailwise.recipes.datasets import OnDiskSettings

@@ -9,7 +9,7 @@ from torch import nn
 
 from tailwise import checks
 from tailwise.classifiers import FoldedClassifier, MlpClassifier
-from tailwise.experiments import runs
+from tailwise.experiments.settings import whole_stage
 from tailwise.methods.oltr import MetaEmbeddingClassifier, ModulatedBackbone
 from tailwise.recognizer import Recognizer
 from tailwise.train import load_checkpoint, load_state, save_checkpoint
@@ -70,7 +70,7 @@ def load_adjusted(path: Path, first: Recognizer, digest: str) -> Kept:
     if meta.get("of") != digest:
         raise checks.InputError(f"{path}: made from checkpoint {str(meta.get('of'))[:12]}, expected {digest[:12]}")
     if "second_stage" in (notes := meta.get("notes", {})):
-        notes["second_stage"] = runs.whole_stage(notes["second_stage"])
+        notes["second_stage"] = whole_stage(notes["second_stage"])
     own_features = bool(meta["own_features"])
     backbone = copy.deepcopy(first.backbone) if own_features else first.backbone
     if "map_size" in meta:

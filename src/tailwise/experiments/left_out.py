@@ -10,7 +10,7 @@ from tailwise.data.index import ImageIndex, some_of_every_class
 from tailwise.data.long_tail import ids_hash
 from tailwise.data.readable import unreadable
 from tailwise.data.stamps import kept_place
-from tailwise.experiments.runs import read_json, write_json
+from tailwise.experiments.files import read_json, write_json
 
 
 def readable(index: ImageIndex, kept: Path) -> ImageIndex:

@@ -13,13 +13,14 @@ import torch
 from tailwise import checks
 from tailwise.adjust import choose
 from tailwise.evaluate import metric
-from tailwise.experiments import runs
+from tailwise.experiments import files, runs
 from tailwise.experiments.adjusters import strength_name, sweep
 from tailwise.experiments.kept import adjusted_path, load_adjusted
 from tailwise.experiments.owned import owned
 from tailwise.experiments.resume import Log, Place
 from tailwise.experiments.rows import Row, row_of
 from tailwise.experiments.second import epochs_on_images
+from tailwise.experiments.settings import check_settings, recorded
 from tailwise.experiments.trained import AS_IT_IS, Asked, Trained, trained_data
 from tailwise.experiments.watch import Silent, Val, Watch, epoch_record
 from tailwise.recipes.build import build_model, find_device, take_over_scale
@@ -116,7 +117,7 @@ def adjust(
     label, epochs = f"{recipe.name} seed {trained.seed}, {method}", epochs_on_images(recipe, method)
     numbers = itertools.count(1)
     settings = {
-        "recipe": runs.recorded(recipe),
+        "recipe": recorded(recipe),
         "seed": trained.seed,
         "method": method,
         "subset_hash": trained.about["subset_hash"],
@@ -145,9 +146,9 @@ def adjust(
                 left.unlink(missing_ok=True)
         if epochs:
             watch.done(label, f"test {row['all']:.1f}", {method: row})
-        results = runs.read_json(trained.folder / runs.RESULTS)  # what `compare` reads
+        results = files.read_json(trained.folder / runs.RESULTS)  # what `compare` reads
         results["rows"][method] = row
-        runs.write_json(trained.folder / runs.RESULTS, results)
+        files.write_json(trained.folder / runs.RESULTS, results)
     return _result(trained, {own: trained.row(own), method: row}), path
 
 
@@ -188,7 +189,7 @@ def sweep_strength(
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise checks.InputError(f"{path.parent}: cannot make the folder ({error.strerror})") from error
-    runs.write_json(path, curve)
+    files.write_json(path, curve)
     return curve, path
 
 
@@ -217,7 +218,7 @@ def _result(trained: Trained, rows: dict[str, Any]) -> dict[str, Any]:
 
 def _load(recipe: Recipe, path: Path) -> tuple[Recognizer, Checkpoint]:
     checkpoint = load_checkpoint(path)
-    runs.check_settings(path, checkpoint.meta, recipe)
+    check_settings(path, checkpoint.meta, recipe)
     with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: leave the caller's random state alone
         model = build_model(recipe, len(checkpoint.meta["counts"]), fetch=False)
     load_state(model, checkpoint.state)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from tailwise import checks, ranks
-from tailwise.experiments import runs
+from tailwise.experiments import files, runs
 from tailwise.experiments.owned import LOCKS, owned
+from tailwise.experiments.settings import recorded, what_counts
 from tailwise.experiments.watch import Watch
 from tailwise.recipes.detection import DetectionRecipe
 from tailwise.recipes.overrides import AnyRecipe
@@ -62,7 +63,7 @@ def train_seeds(
                 check_same(recipe, folder / runs.RECIPE, "resume" if how.resume else "out")
                 ranks.wait()
                 if ranks.is_main():
-                    runs.write_json(folder / runs.RECIPE, {"format": fmt, "recipe": runs.recorded(recipe)})
+                    files.write_json(folder / runs.RECIPE, {"format": fmt, "recipe": recorded(recipe)})
                 _watched(recipe, seed, place, how, train_one)
     except BaseException:
         if not any((*folder.glob("seed-*"), *folder.glob(f"{LOCKS}*"))):  # nothing to keep: leave no trace
@@ -77,8 +78,8 @@ def check_same(recipe: Recipe | DetectionRecipe, path: Path, argument: str = "re
     """Raises InputError where a run that is to go on was begun with other settings; argument: what asks for it."""
     if not path.exists():
         return
-    there = runs.what_counts(runs.read_json(path).get("recipe"))
-    here = runs.what_counts(runs.recorded(recipe))
+    there = what_counts(files.read_json(path).get("recipe"))
+    here = what_counts(recorded(recipe))
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key):
             raise checks.InputError(
@@ -106,7 +107,7 @@ def _watched(
     try:
         line, rows = train_one(recipe, seed, folder, label, how)
     except BaseException:
-        how.watch.stopped(kept=runs.partial(folder).exists())
+        how.watch.stopped(kept=files.partial(folder).exists())
         raise
     how.watch.done(label, line, rows)
 

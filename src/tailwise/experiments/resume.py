@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tailwise import checks, ranks
+from tailwise.experiments.files import write_text
 from tailwise.experiments.keep import Keep
-from tailwise.experiments.runs import flat, what_counts, write_text
+from tailwise.experiments.settings import flat, what_counts
 from tailwise.experiments.watch import Val, epoch_record
 from tailwise.train import (
     Batches,

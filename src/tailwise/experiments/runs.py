@@ -5,10 +5,7 @@ RUN/seed-0/ holds checkpoint.safetensors (the weights the protocol chose), resul
 """
 
 import contextlib
-import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +14,16 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from pydantic import BaseModel, ValidationError
 
 from tailwise import checks, ranks
+from tailwise.experiments import files
 from tailwise.experiments.owned import LOCKS
-from tailwise.recipes.detection import DetectionRecipe
+from tailwise.experiments.settings import whole_stage
 from tailwise.recipes.methods import METHODS
-from tailwise.recipes.schema import Recipe, SecondStageSettings
+from tailwise.recipes.schema import Recipe
 
 FORMAT = "tailwise-run/1"
 Settled = TypeVar("Settled", bound=BaseModel)  # a recipe of some kind
 Seeded = TypeVar("Seeded", bound="HasSeed")
 RECIPE, CHECKPOINT, RESULTS, LOG = "recipe.json", "checkpoint.safetensors", "results.json", "log.jsonl"
-PARTIAL = ".partial"
-IDLE = ("seeds", "data.kept", "data.workers")  # settings that no result depends on, to the bit
 RESULT_KEYS = {"seed", "subset_hash", "protocol", "published_counts", "versions", "checkpoint", "rows"}
 
 
@@ -61,7 +57,7 @@ class SeedFolder:
             InputError: a file that is absent, no JSON or no result.
         """
         path = self.path / RESULTS
-        content = read_json(path)
+        content = files.read_json(path)
         absent = RESULT_KEYS - content.keys()
         if absent:
             raise checks.InputError(f"{path}: expected a result with {', '.join(sorted(absent))}, got none")
@@ -126,7 +122,7 @@ def read_recipe(path: Path, fmt: str, kind: type[Settled]) -> Settled:
     if found != fmt:
         raise checks.InputError(f"{path / RECIPE}: expected format {fmt}, got {found}")
     try:
-        return kind.model_validate(read_json(path / RECIPE)["recipe"])
+        return kind.model_validate(files.read_json(path / RECIPE)["recipe"])
     except (ValidationError, KeyError) as error:
         raise checks.InputError(f"{path / RECIPE}: not a recipe of this version of tailwise") from error
 
@@ -142,7 +138,7 @@ def format_of(path: Path) -> str:
         hint = f"; it holds the runs {', '.join(inside)}" if inside else ""
         found = "a folder without one" if path.is_dir() else "a file" if path.exists() else "nothing there"
         raise checks.InputError(f"{path}: expected a run folder with {RECIPE}, got {found}{hint}")
-    return str(read_json(path / RECIPE).get("format", "none"))
+    return str(files.read_json(path / RECIPE).get("format", "none"))
 
 
 def finished_seeds(path: Path) -> list[int]:
@@ -251,170 +247,15 @@ def check_begun(folder: Path, *, suite: bool) -> None:
         raise checks.InputError(f"resume: expected {wanted} at {folder}, got {found}")
 
 
-def partial(path: Path) -> Path:
-    """What a seed's folder, or a file of lines, is called until it is complete."""
-    return path.with_name(f"{path.name}{PARTIAL}")
-
-
-@contextmanager
-def unfinished_folder(path: Path) -> Iterator[Path]:
-    """`path` with ".partial" behind it, which becomes `path` when the block ends well.
-
-    When it does not, what was saved stays, to be gone on from; where nothing was, the folder goes.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    written = partial(path)
-    try:
-        written.mkdir(parents=True, exist_ok=True)
-        leftovers = [child for child in written.rglob(".*") if child.name.startswith(".")]  # of a killed write
-        for leftover in leftovers if ranks.is_main() else ():
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        ranks.wait()
-    except OSError as error:
-        raise checks.InputError(f"{path}: cannot make the folder ({error.strerror})") from error
-    try:
-        yield written
-        ranks.wait()
-        if ranks.is_main():
-            os.replace(written, path)
-        ranks.wait()
-    except OSError as error:
-        raise checks.InputError(f"{path}: cannot write ({error.strerror})") from error
-    except BaseException:
-        if not any(written.rglob("*.safetensors")):
-            shutil.rmtree(written, ignore_errors=True)
-        raise
-
-
 def check_digest(folder: Path, digest: str) -> None:
     """Refuse a seed whose results are not of its checkpoint, whose digest this is.
 
     Raises:
         InputError: they are of another one; no readable result.
     """
-    of = read_json(folder / RESULTS).get("checkpoint")
+    of = files.read_json(folder / RESULTS).get("checkpoint")
     if of != digest:
         raise checks.InputError(
             f"{folder / RESULTS}: expected results of {CHECKPOINT}, {digest[:12]}, got those of {str(of)[:12]}; "
             "two trainings are mixed here"
         )
-
-
-def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Every plain value by its dotted name.
-
-    >>> flat({"a": [{"b": 1}], "c": 2})
-    {'a.0.b': 1, 'c': 2}
-    """
-    if not isinstance(settings, dict | list):
-        return {prefix: settings}
-    items = settings.items() if isinstance(settings, dict) else enumerate(settings)
-    inside = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in items]
-    return {name: value for part in inside for name, value in part.items()}
-
-
-def recorded(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
-    """What is written down of a recipe: all but how many read its images, so that files are the same whoever does."""
-    return recipe.model_dump(mode="json", exclude={"compute": {"workers"}})
-
-
-def what_counts(written: Any) -> dict[str, Any]:
-    """Every setting of a recipe that a result may depend on, by its dotted name.
-
-    written: as in a recipe.json, perhaps of before some setting was there: what it lacks has its default.
-    """
-    for kind in (Recipe, DetectionRecipe):
-        try:
-            written = kind.model_validate(written).model_dump(mode="json")
-            break
-        except ValidationError:
-            continue
-    return {key: value for key, value in flat(written).items() if key not in IDLE}
-
-
-def whole_stage(written: dict[str, Any]) -> dict[str, Any]:
-    """What is written down of a second stage, perhaps before some setting was there: what it lacks has its default."""
-    settings = {key: value for key, value in written.items() if key in SecondStageSettings.model_fields}
-    with contextlib.suppress(ValidationError):  # a setting that this version does not know
-        settings = SecondStageSettings.model_validate(settings).model_dump(mode="json")
-    return {**written, **settings}
-
-
-def check_settings(path: Path, about: dict[str, Any], recipe: Recipe | DetectionRecipe) -> None:
-    """Refuse a checkpoint at `path`, of which it says `about`, of other settings than its run's recipe.
-
-    Raises:
-        InputError: they differ.
-    """
-    if what_counts(about.get("recipe")) != what_counts(recorded(recipe)):
-        raise checks.InputError(f"{path}: expected a checkpoint of the run's {RECIPE}, got one of other settings")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically: the old file or the new one, never a part.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write atomically, as `write_json`; "?" stands for what is no text in the name of a file."""
-    write_bytes(path, content.encode(errors="replace"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write atomically, as `write_json`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise checks.InputError(f"{path}: cannot write ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write lines as they come to `path` with ".partial" behind it, which becomes `path` behind the last of them.
-
-    The name of a file that is no text is written as the bytes that it is.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    written = partial(path)
-    try:
-        with written.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.writelines(lines)
-        written.replace(path)
-    except OSError as error:
-        raise checks.InputError(f"{path}: cannot write ({error.strerror})") from error
-
-
-def check_place(path: Path) -> None:
-    """Refuse a file that cannot be written, before minutes of work.
-
-    Raises:
-        InputError: no folder for it, or a folder in its place.
-    """
-    if not path.parent.is_dir() or path.is_dir():
-        why = "a folder is there" if path.is_dir() else f"no folder {path.parent}"
-        raise checks.InputError(f"{path}: cannot write ({why})")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises InputError for a file that is absent or no JSON object."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise checks.InputError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(content, dict):
-        raise checks.InputError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content

@@ -11,13 +11,13 @@ import torch
 from tailwise import checks, ranks
 from tailwise.counts import ClassCounts
 from tailwise.data import LongTailedData
-from tailwise.experiments import runs
 from tailwise.experiments.adjusters import Alpha, Choice, Power, adjusted, choice_of
 from tailwise.experiments.build_data import build_data
 from tailwise.experiments.kept import adjusted_path, load_adjusted, save_adjusted
 from tailwise.experiments.resume import OnEpoch, Place
 from tailwise.experiments.rows import Row, adjusted_row, own_row
 from tailwise.experiments.second import train_second_stage, unwatched
+from tailwise.experiments.settings import flat
 from tailwise.experiments.stores import Stores
 from tailwise.recipes.methods import METHODS
 from tailwise.recipes.schema import Recipe
@@ -217,7 +217,7 @@ class Trained:
             return
         path, settings = adjusted_path(self.folder, method), self._second_settings(method)
         kept = load_adjusted(path, self.model, self.digest).about["notes"]["second_stage"]
-        there, here = runs.flat({k: v for k, v in kept.items() if k != "epoch"}), runs.flat(settings)
+        there, here = flat({k: v for k, v in kept.items() if k != "epoch"}), flat(settings)
         for key in sorted(there.keys() | here.keys()):
             if there.get(key) != here.get(key):
                 raise checks.InputError(

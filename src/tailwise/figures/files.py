@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tailwise import checks
-from tailwise.experiments.runs import write_bytes
+from tailwise.experiments.files import write_bytes
 from tailwise.report.figures import FigureData, rendered
 
 FORMATS = ("png", "svg")

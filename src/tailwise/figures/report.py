@@ -11,9 +11,10 @@ from tailwise import checks
 from tailwise.adjust.paths import Paths
 from tailwise.counts import GROUPS, ClassCounts
 from tailwise.evaluate import Store, shot_accuracy
-from tailwise.experiments import runs
+from tailwise.experiments import files
 from tailwise.experiments.adjusters import features_of, strength_name
 from tailwise.experiments.measure import grid
+from tailwise.experiments.settings import flat
 from tailwise.experiments.strengths import folded_at, strength_paths
 from tailwise.experiments.trained import Trained
 from tailwise.figures import Source, grad_cam_panels
@@ -50,13 +51,13 @@ def write_report(
     Raises:
         InputError: stores gone and no data to make them from; a file that cannot be written.
     """
-    runs.check_place(out)
+    files.check_place(out)
     record = report_record(sources, command)
     try:
         panels, why = draw_panels(sources), None
     except checks.InputError as error:
         panels, why = [], str(error)
-    runs.write_text(out, render_page({**record, "no_panels": why}, panels))
+    files.write_text(out, render_page({**record, "no_panels": why}, panels))
 
 
 def report_record(sources: Sequence[Source], command: str) -> dict[str, Any]:
@@ -182,7 +183,7 @@ def provenance(source: Source) -> dict[str, Any]:
         "title": recipe.name,
         "facts": list(facts.items()),
         "seeds": [{key: result[key] for key in ("seed", "checkpoint", "subset_hash")} for result in source.results],
-        "settings": [(name, "none" if value is None else value) for name, value in runs.flat(settings).items()],
+        "settings": [(name, "none" if value is None else value) for name, value in flat(settings).items()],
     }
 
 

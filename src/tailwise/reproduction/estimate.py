@@ -16,7 +16,7 @@ from torch import nn
 from tailwise import checks
 from tailwise.data import LongTailedData
 from tailwise.detect import DetectionData
-from tailwise.experiments import runs
+from tailwise.experiments import files, runs
 from tailwise.recipes.build import build_compute, build_model, cpu_threads
 from tailwise.recipes.build_detection import build_detection_load, build_detection_stage, build_detector
 from tailwise.recipes.build_stages import build_load, build_stages, build_view
@@ -139,7 +139,7 @@ def logged_cost(path: Path) -> tuple[int, Cost | None]:
 
 def epochs_done(folder: Path, seed: int) -> tuple[int, Cost | None]:
     """Of an unfinished seed of a run, and of what any seed of it took an epoch."""
-    own, cost = logged_cost(runs.partial(folder / f"seed-{seed}") / runs.LOG)
+    own, cost = logged_cost(files.partial(folder / f"seed-{seed}") / runs.LOG)
     if cost is None:
         logs = (logged_cost(path)[1] for path in sorted(folder.glob(f"seed-*/{runs.LOG}")))
         cost = next((found for found in logs if found), None)

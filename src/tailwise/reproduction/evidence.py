@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tailwise.data.long_tail import long_tailed_counts
-from tailwise.experiments import detection_runs, runs
+from tailwise.experiments import detection_runs, files, runs
 from tailwise.experiments.adjusters import strengths_of
 from tailwise.experiments.detection_runs import DetectionSeed
 from tailwise.recipes.catalog import with_second_stage
@@ -53,7 +53,7 @@ class Begun:
     @property
     def seeds(self) -> list[int]:
         """Those that were begun or finished."""
-        names = [path.name.removeprefix("seed-").removesuffix(runs.PARTIAL) for path in self.path.glob("seed-*")]
+        names = [path.name.removeprefix("seed-").removesuffix(files.PARTIAL) for path in self.path.glob("seed-*")]
         return sorted({int(name) for name in names if name.isascii() and name.isdecimal()})
 
 
@@ -112,7 +112,7 @@ def begun_below(out: Path) -> list[Begun]:
     for depth in range(DEEPEST):
         for path in sorted(out.glob("*/" * depth + runs.RECIPE)):
             try:
-                content = runs.read_json(path)
+                content = files.read_json(path)
                 kind = DetectionRecipe if content["format"] == detection_runs.FORMAT else Recipe
                 found.append(Begun(path.parent, kind.model_validate(content["recipe"])))
             except (ValidationError, ValueError, KeyError):

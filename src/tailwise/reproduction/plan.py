@@ -10,10 +10,11 @@ import torch
 
 from tailwise import checks
 from tailwise.data.protocols import PROTOCOLS
-from tailwise.experiments import runs
+from tailwise.experiments import files, runs
 from tailwise.experiments.build_data import build_data
 from tailwise.experiments.detection_runs import DetectionSeed
 from tailwise.experiments.second import epochs_on_images
+from tailwise.experiments.settings import flat
 from tailwise.recipes.build import find_device
 from tailwise.recipes.build_detection import build_detection_data
 from tailwise.recipes.catalog import RECIPES, with_second_stage
@@ -102,7 +103,7 @@ class Job:
     @property
     def begun(self) -> bool:
         """Whether something of it is on disk to go on from."""
-        return self.finished is not None or any(runs.partial(self.folder / f"seed-{self.seed}").glob("*.safetensors"))
+        return self.finished is not None or any(files.partial(self.folder / f"seed-{self.seed}").glob("*.safetensors"))
 
     @property
     def missing(self) -> list[str]:
@@ -263,7 +264,7 @@ def own_row_of(recipe: Recipe | DetectionRecipe) -> str:
 def changes(recipe: Recipe | DetectionRecipe) -> dict[str, Any]:
     """What a recipe has other than the catalog's of its name, but for how arithmetic is done and where things lie."""
     known: dict[str, Recipe | DetectionRecipe] = {**RECIPES, **DETECTION_RECIPES}
-    catalog, own = (runs.flat(one.model_dump(mode="json")) for one in (known[recipe.name], recipe))
+    catalog, own = (flat(one.model_dump(mode="json")) for one in (known[recipe.name], recipe))
     keys = [key for key in own if own[key] != catalog.get(key)]
     return {key: own[key] for key in keys if not key.startswith(WITHOUT_EFFECT)}
 
@@ -275,7 +276,7 @@ def _borrowed(target: Target) -> bool:
 
 def _not_as_asked(job: Job, request: Request) -> list[str]:
     """How a run does its arithmetic, where something else is asked for: its seeds are trained alike."""
-    here, there = (runs.flat(one.compute.model_dump(), "compute") for one in (job.recipe, job.begins_with))
+    here, there = (flat(one.compute.model_dump(), "compute") for one in (job.recipe, job.begins_with))
     asked = {setting.partition("=")[0] for setting in request.settings}
     return [f"{name}={_short(there[name])}" for name in here if name in asked and here[name] != there[name]]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tailwise import checks
 from tailwise.data.protocols import PROTOCOLS
-from tailwise.experiments import detection_experiment, experiment, measure, runs
+from tailwise.experiments import detection_experiment, experiment, files, measure, runs
 from tailwise.experiments.detection_runs import DetectionSeed
 from tailwise.experiments.owned import TakenError, owned
 from tailwise.experiments.resume import OutOfTime
@@ -179,7 +179,7 @@ class Recorded:
         place = made.request.out / f"reproduce-{made.request.table}"
         self.own, self.page, self.to = place.with_suffix(".json"), place.with_suffix(".md"), to
         self.paths = [self.own, self.page, *([to] if to else [])]
-        self.before = runs.read_json(to) if to is not None and to.exists() else None
+        self.before = files.read_json(to) if to is not None and to.exists() else None
         if to is not None and not to.parent.is_dir():
             raise checks.InputError(f"record: expected a folder to write in, got {to.parent}, which is none")
         _make_folder(made.request.out)
@@ -188,10 +188,10 @@ class Recorded:
     def write(self) -> dict[str, Any]:
         """Write and return it."""
         content = record(self.made, self.before)
-        runs.write_json(self.own, content)
-        runs.write_text(self.page, markdown(content))
+        files.write_json(self.own, content)
+        files.write_text(self.page, markdown(content))
         if self.to is not None:
-            runs.write_json(self.to, content)
+            files.write_json(self.to, content)
         return content
 
 
