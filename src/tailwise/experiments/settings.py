@@ -60,4 +60,4 @@ def check_settings(path: Path, about: dict[str, Any], recipe: Recipe | Detection
         InputError: they differ.
     """
     if what_counts(about.get("recipe")) != what_counts(recorded(recipe)):
-        raise checks.InputError(f"{path}: expected a checkpoint of the run's recipe, got one of other settings")
+        raise checks.InputError(f"{path}: expected a checkpoint of the run's recipe.json, got one of other settings")
