@@ -10,13 +10,13 @@ peak less what the process had before.
 import argparse
 import csv
 import json
-import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from records import write
 
@@ -54,6 +54,7 @@ def measure(folder, form):
     """Seconds and megabytes of one form, in this process."""
     from tailwise.data import folder_index, table_index
     from tailwise.data.duplicates import duplicates
+    from tailwise.train.compute import peak_memory
 
     photographs = folder_index(folder / "photographs") if form == "duplicates" else None
     work = {
@@ -64,7 +65,7 @@ def measure(folder, form):
     }[form]
 
     def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return peak_memory(torch.device("cpu")) / 2**20
 
     before, cpu, wall = peak(), time.process_time(), time.perf_counter()
     work()

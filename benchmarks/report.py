@@ -9,7 +9,6 @@ above 0 like a network's; no network is trained. Each classifier is measured in 
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from tailwise.figures import Source
 from tailwise.figures.report import write_report
 from tailwise.recipes.catalog import RECIPES
 from tailwise.recognizer import Recognizer
+from tailwise.train.compute import peak_memory
 
 CLASSES, IMAGES, WIDTH = 1_000, 20_000, 512
 RECIPE = {"causal": "cifar100-lt/tde", "linear": "cifar100-lt/decoupling"}
@@ -89,13 +89,13 @@ def measured(kind: str, folder: Path) -> dict[str, Any]:
     """In this process: CPU seconds of making the page, peak memory of all, bytes of the page."""
     torch.set_num_threads(1)
     source = made_up(folder, kind)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory(torch.device("cpu"))
     begun = time.process_time()
     write_report([source], folder / "report.html", "benchmarks/report.py", lambda _: [])  # Grad-CAM needs a network
     seconds = time.process_time() - begun
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = peak_memory(torch.device("cpu"))
     page = (folder / "report.html").stat().st_size
-    return {"seconds": seconds, "peak_bytes": 1024 * after, "before_bytes": 1024 * before, "page_bytes": page}
+    return {"seconds": seconds, "peak_bytes": after, "before_bytes": before, "page_bytes": page}
 
 
 def table(record: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """How a step is computed: precision, layout, compilation, clipping, averaged weights; against loops written by hand."""
 
 import copy
+import os
 import subprocess
 import sys
 import warnings
@@ -306,3 +307,18 @@ def test_without_a_compiler_training_goes_on_and_says_so_once(monkeypatch):
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(a, b)
     compute.compiler_works.cache_clear()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="of Linux")
+def test_the_most_memory_is_that_of_this_program_alone():
+    """Not what the program held that started it."""
+    here = torch.device("cpu")
+    before = compute.peak_memory(here)
+    resident = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])
+    torch.ones((before - resident) // 4 + 25_000_000)  # up to the most so far, and 100 MB
+    assert compute.peak_memory(here) > before + 50_000_000
+    measure = "import torch\nfrom tailwise.train.compute import peak_memory\nprint(peak_memory(torch.device('cpu')))"
+    start = "import numpy as np, subprocess, sys\nx = np.ones(125_000_000)  # 1 GB\n"
+    start += f"subprocess.run([sys.executable, '-c', {measure!r}], check=True)"
+    told = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=True, timeout=100)
+    assert int(told.stdout) < 1_000_000_000
