@@ -6,7 +6,8 @@
 A claim whose runs or rows are not all there has no verdict, only the numbers there are. The runs are those that the
 table `claims` asks for, under protocol paper: a causal classifier on a long-tailed set, one on a balanced set of as
 many images, a linear one by each sampler; of any length, which the record says. Others among those given are left out,
-and two of a kind are refused. Nothing here chooses anything: curves and correlations on test are for looking at.
+and two of a kind are refused. Runs that are gone stand in an earlier record (`--before`), with the command they came
+by. Nothing here chooses anything: curves and correlations on test are for looking at.
 """
 
 import argparse
@@ -21,9 +22,11 @@ from tailwise import InputError
 from tailwise.counts import GROUPS
 from tailwise.experiments import measure
 from tailwise.experiments.adjusters import head_cosines
+from tailwise.experiments.build_data import build_data
+from tailwise.experiments.files import read_json
 from tailwise.experiments.runs import RECIPE, open_run
 from tailwise.figures.per_class import weight_of
-from tailwise.recipes.catalog import SAMPLERS
+from tailwise.recipes.catalog import RECIPES, SAMPLERS
 from tailwise.report.summary import mean_and_std, paired_difference
 from tailwise.report.table import figure
 from tailwise.reproduction.evidence import first_stage, usable_rows
@@ -35,6 +38,14 @@ ALPHAS = tuple(round(0.1 * step, 1) for step in range(51))
 NOISE = 0.5  # points between neighbouring alphas that count as neither rise nor fall
 REBALANCED = ("ncm", "tau-norm", "crt", "lws")
 EVERY_SAMPLER = ("instance", *SAMPLERS)
+TAIL, FLAT = "long-tailed", "balanced"  # sets, as cosines are told apart by
+KINDS = {  # of runs, by the claim that rests on them
+    "alpha": ("causal",),
+    "head-cosine": ("causal", "balanced"),
+    "weight-norms": ("instance",),
+    "samplers": EVERY_SAMPLER,
+    "gain": ("causal", "instance"),
+}
 CLAIMS = {
     "alpha": "with alpha many falls and few rises, up to its peak (Tang et al. 2020, Fig. 4)",
     "head-cosine": "features lean to the head direction, head classes most (Tang et al. 2020, Assumption 1)",
@@ -84,16 +95,28 @@ def cosines(run, counts):
     return {group: over([seed[group] for seed in seeds]) for group in GROUPS}
 
 
-def claim_cosine(causal, balanced):
+def claim_cosine(causal, balanced, counts, before=None):
     """By group on the long-tailed set and, for the same classes, on the balanced one, if that was run."""
-    counts = causal[0].published
-    found = {"long-tailed": cosines(causal, counts)} | ({"balanced": cosines(balanced, counts)} if balanced else {})
+    sets = {TAIL: causal, FLAT: balanced}
+    found = cosines_before(before) | {name: cosines(run, counts) for name, run in sets.items() if run}
+    found = {name: found[name] for name in sets if name in found}
     header = ", ".join(found)
     rows = {f"{group}, {header}": [found[name][group] for name in found] for group in GROUPS}
     lean = {name: difference(by_group) for name, by_group in found.items()}
     rows[f"many less few, {header}"] = [over([value]) for value in lean.values()]
-    known = balanced and None not in lean.values()
-    return {"holds": lean["long-tailed"] > max(0.0, lean["balanced"]) if known else None, "rows": rows}
+    known = set(found) == set(sets) and None not in lean.values()
+    return {"holds": lean[TAIL] > max(0.0, lean[FLAT]) if known else None, "rows": rows}
+
+
+def cosines_before(claim):
+    """Those of an earlier record: by set, by group."""
+    found = {}
+    for row, cells in claim["rows"].items() if claim else ():
+        group, *sets = row.split(", ")
+        if group in GROUPS:
+            for name, cell in zip(sets, cells, strict=True):
+                found.setdefault(name, {})[group] = cell
+    return found
 
 
 def difference(found):
@@ -122,18 +145,24 @@ def claim_norms(linear):
     return {"holds": holds, "rows": rows}
 
 
-def claim_samplers(by_sampler):
-    """Accuracy over all classes of each row, by the sampler of the first stage."""
-    methods = common(("joint", *REBALANCED), [seed for run in by_sampler.values() for seed in run])
-    rows = {
-        f"{name}, {sampler}": [over([results(seed)["rows"][name]["all"] for seed in run])]
-        for name in methods
-        for sampler, run in by_sampler.items()
-    }
-    if "crt" not in methods or set(by_sampler) != set(EVERY_SAMPLER):
+def claim_samplers(by_sampler, before=None):
+    """Accuracy over all classes of each row that every seed has, by the sampler of the first stage."""
+    found = {row: cells for row, cells in (before or {"rows": {}})["rows"].items() if sampler_of(row) not in by_sampler}
+    for sampler, run in by_sampler.items():
+        for name in common(("joint", *REBALANCED), run):
+            found[f"{name}, {sampler}"] = [over([results(seed)["rows"][name]["all"] for seed in run])]
+    there = [sampler for sampler in EVERY_SAMPLER if sampler in map(sampler_of, found)]
+    by_method = {name: [f"{name}, {sampler}" for sampler in there] for name in ("joint", *REBALANCED)}
+    rows = {row: found[row] for needed in by_method.values() if set(needed) <= set(found) for row in needed}
+    if there != list(EVERY_SAMPLER) or "crt, instance" not in rows:
         return {"holds": None, "rows": rows}
-    means = {sampler: rows[f"crt, {sampler}"][0]["mean"] for sampler in by_sampler}
-    return {"holds": max(means, key=means.get) == "instance", "rows": rows}
+    best = max(EVERY_SAMPLER, key=lambda sampler: rows[f"crt, {sampler}"][0]["mean"])
+    return {"holds": best == "instance", "rows": rows}
+
+
+def sampler_of(row):
+    """Of the name of a row of this claim."""
+    return row.rpartition(", ")[2]
 
 
 def claim_gain(causal, linear):
@@ -206,29 +235,58 @@ def sorted_out(runs):
     return taken
 
 
-def asked(taken, data_dir):
-    """Every claim, as found; None where its runs are not there."""
+def asked(taken, data_dir, before):
+    """Every claim, as found; None where its runs are not there. What none of the runs has a say in stays as it was."""
     opened = {kind: [measure.open_trained(seed, data_dir) for seed in run.seeds] for kind, run in taken.items()}
     causal, balanced, linear = (opened.get(kind) for kind in ("causal", "balanced", "instance"))
     by_sampler = {kind: opened[kind] for kind in EVERY_SAMPLER if kind in opened}
-    found = {
-        "alpha": (claim_alpha(causal) if causal else None, [causal]),
-        "head-cosine": (claim_cosine(causal, balanced) if causal else None, [causal, balanced]),
-        "weight-norms": (claim_norms(linear) if linear else None, [linear]),
-        "samplers": (claim_samplers(by_sampler) if len(by_sampler) > 1 else None, by_sampler.values()),
-        "gain": (claim_gain(causal, linear) if causal else None, [causal, linear]),
-    }
-    return {
-        name: claim and {**claim, "fewest_seeds": min(len(run) for run in of if run)}
-        for name, (claim, of) in found.items()
-    }
+    earlier = before["claims"] if before else dict.fromkeys(CLAIMS)
+    found = dict(earlier)
+    if causal:
+        found["alpha"] = claim_alpha(causal)
+        found["gain"] = claim_gain(causal, linear)
+    if causal or (balanced and earlier["head-cosine"]):
+        counts = causal[0].published if causal else counts_before(before, data_dir)
+        found["head-cosine"] = claim_cosine(causal, balanced, counts, earlier["head-cosine"])
+    if linear:
+        found["weight-norms"] = claim_norms(linear)
+    if len(by_sampler) > 1 or (by_sampler and earlier["samplers"]):
+        found["samplers"] = claim_samplers(by_sampler, earlier["samplers"])
+    return found
 
 
-def record_of(runs, data_dir=None):
-    """The claims, with what they rest on."""
+def counts_before(before, data_dir):
+    """What groups go by, of the long-tailed set of an earlier record."""
+    (run,) = (run for run in before["runs"] if kind_before(run) == "causal")
+    return build_data(recipe_before(run), run["seeds"][0]["seed"], data_dir).published_counts
+
+
+def recipe_before(run):
+    """Of a recorded run: its classifier, its first sampler and its data; not its length."""
+    recipe = RECIPES[run["recipe"]]
+    return recipe.model_copy(update={"data": type(recipe.data)(**run["data"]), "protocol": run["protocol"]})
+
+
+def kind_before(run):
+    """What a recorded run is to the claims."""
+    return kind_of(recipe_before(run))
+
+
+def record_of(runs, data_dir=None, before=None):
+    """The claims, with what they rest on.
+
+    Args:
+        runs: those that are there.
+        before: an earlier record, whose numbers stay where a run of it is not among them.
+
+    Raises:
+        InputError: runs that cannot be told apart, one of two that are compared seed by seed, another record.
+    """
+    if before is not None and not {"made", "claims", "runs"} <= set(before):
+        raise InputError(f"before: expected a record of this script, got one of {', '.join(before) or 'nothing'}")
     taken = sorted_out(runs)
-    about = [
-        {
+    about = {
+        kind: {
             "recipe": run.recipe.name,
             "data": run.recipe.data.model_dump(mode="json"),
             "changed": changes(run.recipe),
@@ -237,9 +295,20 @@ def record_of(runs, data_dir=None):
             "compute": run.recipe.compute.model_dump(mode="json"),
             "seeds": seeds_of(run),
         }
-        for run in taken.values()
-    ]
-    return {"claims": asked(taken, data_dir), "runs": about}
+        for kind, run in taken.items()
+    }
+    gone = {kind_before(run): run for run in (before or {"runs": []})["runs"]}
+    gone = {kind: {"made": before["made"], **run} for kind, run in gone.items() if kind not in taken}
+    pair = [kind for kind in KINDS["gain"] if kind in taken or kind in gone]
+    if len(pair) == 2 and len(set(pair) & set(gone)) == 1:
+        raise InputError(f"runs: expected both of {' and '.join(pair)}, whose seeds are compared in pairs, got one")
+    about = {kind: (about | gone)[kind] for kind in ("causal", *EVERY_SAMPLER, "balanced") if kind in about | gone}
+    claims = {
+        name: claim
+        and {**claim, "fewest_seeds": min(len(about[kind]["seeds"]) for kind in KINDS[name] if kind in about)}
+        for name, claim in asked(taken, data_dir, before).items()
+    }
+    return {"claims": claims, "runs": list(about.values())}
 
 
 def table(record):
@@ -285,10 +354,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of several runs")
     parser.add_argument("--data-dir", type=Path, help="for stores that are gone")
+    parser.add_argument("--before", type=Path, help="an earlier record, for runs that are gone")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     try:
-        record = record_of([run for folder in given.runs for run in finished(folder)], given.data_dir)
+        before = read_json(given.before) if given.before else None
+        record = record_of([run for folder in given.runs for run in finished(folder)], given.data_dir, before)
     except InputError as error:
         parser.error(str(error))
     print(table(record), end="")

@@ -1,6 +1,7 @@
 """What `benchmarks/claims.py` finds of the papers' claims, on made-up numbers."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -52,13 +53,17 @@ def test_cosines_on_a_long_tail_and_on_a_balanced_set(monkeypatch):
         return {"many": 0.8, "medium": None, "few": few}
 
     monkeypatch.setattr(claims, "head_cosines", cosines)
-    claim = claims.claim_cosine(tailed, flat)
+    claim = claims.claim_cosine(tailed, flat, "tailed")
     assert asked == [("tailed", "tailed"), ("flat", "tailed")]
     assert claim["holds"]
     last = claim["rows"]["many less few, long-tailed, balanced"]
     assert [round(cell["mean"], 6) for cell in last] == [0.3, 0.1]
-    assert not claims.claim_cosine(flat, tailed)["holds"]
-    assert claims.claim_cosine(tailed, None)["holds"] is None
+    assert not claims.claim_cosine(flat, tailed, "flat")["holds"]
+    alone = claims.claim_cosine(tailed, None, "tailed")
+    assert alone["holds"] is None
+    assert claims.claim_cosine(None, flat, "tailed", before=alone) == claim  # each when it was there
+    assert claims.claim_cosine(tailed, None, "tailed", before=claim) == claim
+    assert not claims.claim_cosine(None, tailed, "tailed", before=claim)["holds"]  # what is there now counts
 
 
 def test_a_gain_is_paired_over_seeds(monkeypatch):
@@ -85,9 +90,73 @@ def test_a_gain_is_paired_over_seeds(monkeypatch):
 def test_the_best_sampler_is_the_best_of_four(monkeypatch):
     monkeypatch.setattr(claims, "results", lambda record: record)
     of = {name: [{"rows": {"crt": {"all": 40.0 - place}}}] for place, name in enumerate(claims.EVERY_SAMPLER)}
-    assert claims.claim_samplers(of)["holds"] is True
-    del of["progressive"]
-    assert claims.claim_samplers(of)["holds"] is None
+    whole = claims.claim_samplers(of)
+    assert whole["holds"] is True
+    last = {"progressive": of.pop("progressive")}
+    three = claims.claim_samplers(of)
+    assert three["holds"] is None
+    assert claims.claim_samplers(last, before=three) == whole
+    last["progressive"][0]["rows"]["crt"]["all"] = 40.5
+    assert claims.claim_samplers(last, before=whole)["holds"] is False
+
+
+def test_runs_that_are_gone_stay_as_they_were_recorded(monkeypatch):
+    """Their numbers, their seeds, their command; a claim that pairs seeds is not made of runs of two records."""
+    monkeypatch.setattr(claims, "results", lambda trained: trained.results())
+    monkeypatch.setattr(claims, "correlation", lambda *_: 0.9)
+    monkeypatch.setattr(claims, "claim_alpha", lambda run: {"holds": True, "rows": {"seeds": [len(run)]}})
+    monkeypatch.setattr(claims, "head_cosines", lambda *_: {"many": 0.6, "medium": 0.5, "few": 0.4})
+    monkeypatch.setattr(claims.measure, "open_trained", lambda seed, _: seed)
+    counts = []
+    monkeypatch.setattr(
+        claims, "build_data", lambda *given: counts.append(given) or SimpleNamespace(published_counts="tail")
+    )
+
+    def about(seed, rows):
+        made = {"seed": seed, "subset_hash": "s", "checkpoint": "c", "versions": {}}
+        return lambda: {**made, "rows": {name: {"all": value} for name, value in rows.items()}}
+
+    def run(name, *settings, seeds=1, **rows):
+        (recipe,) = override([RECIPES[f"cifar100-lt/{name}"]], ["protocol=paper", *settings])
+        trained = [SimpleNamespace(recipe=recipe, published="tail", results=about(seed, rows)) for seed in range(seeds)]
+        for one in trained:
+            one.model, one.stores = SimpleNamespace(classifier=None), SimpleNamespace(test=lambda: None)
+        return SimpleNamespace(recipe=recipe, path=name, seeds=trained)
+
+    others = [run(f"decoupling-{name}", joint=39.0, crt=41.0) for name in ("square-root", "class-balanced")]
+    rebalanced = dict.fromkeys(claims.REBALANCED, 43.0)
+    linear = run("decoupling", seeds=3, joint=40.0, **rebalanced)
+    causal = run("tde", seeds=3, tde=44.0, **{"de-confound": 41.0})
+    first = {"made": {"command": "the first"}, **claims.record_of([causal, linear, *others])}
+    assert first["claims"]["samplers"]["holds"] is first["claims"]["head-cosine"]["holds"] is None
+    assert first["claims"]["gain"]["holds"] is True
+
+    last = [run("tde", *BALANCED, tde=50.0), run("decoupling-progressive", joint=39.0, crt=44.0)]
+    record = claims.record_of(last, Path("data"), json.loads(json.dumps(first)))
+    assert record["claims"]["gain"] == first["claims"]["gain"]
+    assert record["claims"]["alpha"] == first["claims"]["alpha"]
+    assert record["claims"]["weight-norms"] == first["claims"]["weight-norms"]
+    assert record["claims"]["samplers"]["holds"] is False
+    assert record["claims"]["samplers"]["rows"]["crt, square-root"] == [{"mean": 41.0, "std": None}]
+    assert record["claims"]["samplers"]["fewest_seeds"] == record["claims"]["head-cosine"]["fewest_seeds"] == 1
+    assert record["claims"]["head-cosine"]["holds"] is False  # as much on the balanced set
+    ((recipe, seed, folder),) = counts
+    assert (recipe.data.imbalance_ratio, seed, folder) == (100, 0, Path("data"))
+    by = [(entry["recipe"], entry.get("made", {}).get("command")) for entry in record["runs"]]
+    assert by == [
+        ("cifar100-lt/tde", "the first"),
+        ("cifar100-lt/decoupling", "the first"),
+        ("cifar100-lt/decoupling-square-root", "the first"),
+        ("cifar100-lt/decoupling-class-balanced", "the first"),
+        ("cifar100-lt/decoupling-progressive", None),
+        ("cifar100-lt/tde", None),
+    ]
+    again = claims.record_of([causal, linear, *others, *last])
+    assert again["claims"] == record["claims"]
+    with pytest.raises(InputError, match="both of causal and instance, whose seeds are compared in pairs"):
+        claims.record_of([linear], None, first)
+    with pytest.raises(InputError, match="before: expected a record of this script, got one of format, lines"):
+        claims.record_of(last, None, {"format": "tailwise-reproduction/1", "lines": []})
 
 
 def test_a_row_is_asked_for_where_every_seed_has_it_as_its_recipe_wants_it(tmp_path, monkeypatch):
