@@ -16,7 +16,7 @@ OVERALL = ("all", "AP")
 
 SETTINGS = {
     "BBN": "(BBN): in the setting of Zhou et al. 2020, which the rows are quoted from",
-    "Tang": "(Tang): in that of Tang et al. 2020",
+    "Tang": "(Tang): in the setting of Tang et al. 2020",
     "own": "(own): in the setting of the paper's own rows, not in that of the source it is quoted from: no verdict",
 }
 FRAMEWORKS = {
