@@ -481,11 +481,11 @@ def test_misuse_is_refused(name):
 
 
 def test_a_refusal_leaves_the_model_as_it_was():
-    model = torchvision_resnet()
-    layer = model.fc
+    model, other = torchvision_resnet(), tailwise.CausalClassifier(512, C + 1)
+    model.num_classes, layer = C, model.fc
     with pytest.raises(InputError):
-        tailwise.attach(model, tailwise.CausalClassifier(8, C))
-    assert model.fc is layer
+        tailwise.attach(model, other, mask="zzz")
+    assert (model.fc, model.num_classes, other.training) == (layer, C, True)
 
 
 def test_the_ambiguous_layer_can_be_named():

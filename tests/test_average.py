@@ -9,7 +9,17 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from causal_oracles import DIM, HEADS, MODULES, assert_close, batches, oracle_average, oracle_direction, trained
+from causal_oracles import (
+    DIM,
+    HEADS,
+    MODULES,
+    assert_close,
+    batches,
+    oracle_average,
+    oracle_direction,
+    trained,
+    unchecked,
+)
 from tailwise import InputError
 from tailwise.classifiers import CausalClassifier, FeatureAverage
 
@@ -80,11 +90,11 @@ def test_state_dict_carries_the_average(kind):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"num_heads": 5}, {"num_heads": 0}, {"update_every": 0}, {"momentum": -0.1}, {"momentum": 1.1}],
+    [{"num_heads": 5}, {"num_heads": 0}, {"update_every": 0}, {"momentum": -0.1}, {"momentum": 1.1}, {"momentum": "x"}],
     ids=str,
 )
 def test_wrong_settings_are_refused(wrong):
-    with pytest.raises(InputError):
+    with pytest.raises(InputError), unchecked():
         FeatureAverage(DIM, **wrong)
 
 
@@ -114,6 +124,20 @@ def test_update_every_may_change_between_steps():
     average(two)
     average(three)
     assert_close(average.value, oracle_average([one, torch.cat([two, three])], 0.9), 1e-12)
+
+
+def test_a_step_that_broke_off_is_none():
+    """Training that died between two micro-batches, and begins anew: it says how many a step has, and all count."""
+    lost, *parts = batches(28, 3, 1, 5, 2, 4)
+    average = FeatureAverage(DIM, update_every=4).double()
+    average(lost)
+    average.update_every = 4
+    for part in parts:
+        assert not average.value.any()
+        average(part)
+    assert_close(average.value, oracle_average([torch.cat(parts)], 0.9), 1e-12)
+    with pytest.raises(InputError, match="update_every: expected a whole number of at least 1, got 0"):
+        average.update_every = 0
 
 
 @pytest.mark.parametrize("update_every", [1, 2])

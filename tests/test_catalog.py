@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tailwise import InputError
 from tailwise.adjust import adjust_logits, class_means
 from tailwise.backbones import ResNet32
+from tailwise.classifiers import ScaledClassifier
 from tailwise.experiments import experiment, files, measure, runs
 from tailwise.experiments.build_data import build_data
 from tailwise.experiments.second import second_classifier, try_second_stage
@@ -20,6 +22,7 @@ from tailwise.methods.oltr import MetaEmbeddingClassifier
 from tailwise.recipes.build import build_model
 from tailwise.recipes.build_stages import (
     build_load,
+    build_optimizer,
     build_stages,
     build_view,
 )
@@ -306,3 +309,19 @@ def test_sharpness_arrives_in_the_stage(data_of):
     recipe = RECIPES["digits-lt/sharpness-aware"]
     (stage,) = build_stages(recipe.stages, recipe, build_model(recipe, 10), data_of(recipe), 0)
     assert stage.sharpness == 0.05
+
+
+def test_settings_of_a_step_arrive_in_the_stage(data_of):
+    settings = ["accumulate=4", "clip_norm=0.5", "weight_average=0.9", "nesterov=true", "drop_last=true"]
+    (recipe,) = override([RECIPES["digits-lt/joint"]], [f"stages.0.{setting}" for setting in settings])
+    (stage,) = build_stages(recipe.stages, recipe, build_model(recipe, 10), data_of(recipe), 0)
+    assert (stage.accumulate, stage.clip_norm, stage.weight_average, stage.drop_last) == (4, 0.5, 0.9, True)
+    assert stage.optimizer([torch.nn.Parameter(torch.ones(1))]).defaults["nesterov"] is True
+
+
+def test_a_radius_holds_a_weight_that_is_trained(data_of):
+    recipe = RECIPES["digits-lt/decoupling"]
+    classifier = ScaledClassifier(torch.ones(10, 4))
+    stage = recipe.stages[0].model_copy(update={"max_norm": 0.01})
+    with pytest.raises(InputError, match=r"max_norm: expected a classifier whose weight is trained, got Scaled"):
+        build_optimizer(stage, classifier, classifier.parameters())

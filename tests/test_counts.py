@@ -1,7 +1,9 @@
+import json
 import re
 
 import numpy as np
 import pytest
+import torch
 
 from causal_oracles import unchecked
 from tailwise import ClassCounts, InputError
@@ -24,9 +26,20 @@ def test_prior_and_ratio_ignore_nothing_and_absent_classes_respectively():
     assert counts.total == 8
 
 
-@pytest.mark.parametrize("bad", [(), (0, 0), (3, -1)])
+def test_counts_of_any_kind_are_the_same_counts():
+    """As numpy and torch count; small integers do not overflow, and what is kept goes into JSON."""
+    expected = ClassCounts((200, 0, 100))
+    given = [200, 0, 100]
+    for counts in (given, np.array(given), torch.tensor(given), tuple(np.array(given, np.uint8))):
+        with unchecked():
+            found = ClassCounts(counts)
+        assert (found, hash(found), found.total) == (expected, hash(expected), 300)
+        assert json.dumps(found.per_class) == "[200, 0, 100]"
+
+
+@pytest.mark.parametrize("bad", [(), (0, 0), (3, -1), 3, "35", np.array(3), np.ones(2), np.ones((2, 2), int), {3: 5}])
 def test_refuses(bad):
-    with pytest.raises(InputError, match="per_class"):
+    with pytest.raises(InputError, match="per_class"), unchecked():
         ClassCounts(bad)
 
 

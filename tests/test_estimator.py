@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, get_scorer
@@ -324,6 +325,26 @@ def test_misuse_is_one_clear_error():
         with pytest.raises(error, match=message), unchecked():
             wrong()
     assert stream.predict(x).shape == y.shape  # a refused chunk leaves the model as it was
+
+
+def test_a_refused_first_chunk_binds_nothing():
+    """Not its classes, not its width; and a strength that is none is found before a step is taken."""
+    x, y, _, _ = tailed()
+    stream = LongTailClassifier(epochs=1, random_state=0)
+    with pytest.raises(InputError, match="y: expected classes of the first partial_fit"):
+        stream.partial_fit(x[:, :4], y, classes=["ant", "fox"])
+    again = stream.partial_fit(x, y, classes=np.unique(y)).decision_function(x)
+    before = stream.class_count_.copy()
+    for wrong in ({"alpha": "x"}, {"strength": -1}, {"norm_power": None}):
+        with pytest.raises(InputError, match=f"^{next(iter(wrong))}: "), unchecked():
+            clone(stream).set_params(**wrong).fit(x, y)
+        with pytest.raises(InputError, match=f"^{next(iter(wrong))}: "), unchecked():
+            stream.set_params(**wrong).partial_fit(x, y)
+        stream.set_params(alpha="half", strength=1.0, norm_power="learned")
+    assert np.array_equal(stream.class_count_, before)
+    assert np.array_equal(stream.decision_function(x), again)
+    whole = LongTailClassifier(epochs=1, random_state=0).partial_fit(x, y, classes=np.unique(y))
+    assert np.array_equal(whole.decision_function(x), again)
 
 
 def test_a_scorer_is_tried_before_anything_is_trained(monkeypatch):

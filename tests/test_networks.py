@@ -2,7 +2,9 @@
 
 import json
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -98,7 +100,8 @@ def test_weights_from_a_file(wrap, tmp_path):
         save_file({f"backbone.net.{name}": t for name, t in own.items()} | {"classifier.weight": torch.zeros(3)}, path)
     else:
         module = {f"module.{name}": tensor for name, tensor in (own | fc).items()}
-        papers = {"state_dict_best": {"feat_model": module, "classifier": {"module.fc.weight": torch.zeros(3)}}}
+        best = {"feat_model": module, "classifier": {"module.fc.weight": torch.zeros(3)}}
+        papers = {"state_dict_best": best, "embed": np.zeros(4, np.float32), "best_acc": np.float64(0.5)}
         compiled = {f"module._orig_mod.{name}": tensor for name, tensor in (own | fc).items()}
         module_file = {"state_dict": module, "epoch": 3}
         torch.save({"plain": own | fc, "module": module_file, "compiled": compiled, "papers": papers}[wrap], path)
@@ -124,7 +127,11 @@ def test_weights_that_do_not_fit_change_nothing(tmp_path):
             load_backbone(net, path)
     path.write_bytes(b"no weights")
     with pytest.raises(InputError, match="is no file of weights"):
+        load_backbone(net, str(path))
+    torch.save({"state_dict": state, "made": Path("runs")}, path)  # anything but tensors and numbers could run code
+    with pytest.raises(InputError, match=r"is no file of weights \(Unsupported global: GLOBAL pathlib") as refused:
         load_backbone(net, path)
+    assert "trust" not in str(refused.value)
     with pytest.raises(InputError, match=r"is not readable \(.*No such file"):
         load_backbone(net, tmp_path / "gone.pth")
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in before.items())
@@ -175,6 +182,11 @@ def saved(folder, kind):
         "swin": lambda: transformers.SwinConfig(
             image_size=32, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=2
         ),
+        "ijepa": lambda: transformers.IJepaConfig(**SMALL, patch_size=16),
+        "segformer": lambda: transformers.SegformerConfig(
+            num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], num_attention_heads=[1, 2]
+        ),
+        "efficientnet": lambda: transformers.EfficientNetConfig(image_size=32, width_coefficient=0.1),
         "resnet": lambda: transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
     }[kind]()
     torch.manual_seed(0)
@@ -226,6 +238,22 @@ def test_merged_patches_that_are_no_square_have_no_map(tmp_path):
     saved(tmp_path, "swin")
     with pytest.raises(InputError, match="backbone: expected tokens of a square of patches, got 10"):
         HuggingFaceNet(str(tmp_path)).eval().forward_map(torch.rand(1, 3, 40, 16))
+
+
+@pytest.mark.parametrize(("kind", "over"), [("ijepa", 1), ("segformer", (2, 3))])
+def test_a_model_that_pools_nothing_has_the_mean(kind, over, tmp_path):
+    """Over its tokens, or over its map."""
+    saved(tmp_path, kind)
+    net, images = HuggingFaceNet(str(tmp_path)).eval(), torch.rand(2, 3, 32, 32)
+    features = net(images)
+    assert features.shape == (2, net.num_features)
+    torch.testing.assert_close(features, net.net(pixel_values=images).last_hidden_state.mean(dim=over))
+
+
+def test_a_model_without_a_width_is_named(tmp_path):
+    saved(tmp_path, "efficientnet")
+    with pytest.raises(InputError, match=r"backbone.name: expected a model with a width \(hidden_size\), got hf:"):
+        HuggingFaceNet(str(tmp_path))
 
 
 def test_what_transformers_does_not_find(tmp_path):

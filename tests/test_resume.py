@@ -117,6 +117,11 @@ def test_an_optimizer_that_cannot_be_kept_is_named():
         fit(model(), stages(Remembers), load, on_pause=lambda take: take())
 
 
+def test_a_path_may_be_text(tmp_path):
+    save_checkpoint(str(tmp_path / "w.safetensors"), {"w": torch.ones(2)}, {})
+    assert torch.equal(load_checkpoint(str(tmp_path / "w.safetensors")).state["w"], torch.ones(2))
+
+
 def test_a_snapshot_is_a_copy():
     snapshots = []
     fit(model(), stages(), load, on_pause=lambda take: snapshots.append(take()))
@@ -130,6 +135,18 @@ def test_a_snapshot_that_does_not_fit_is_named():
     other = torch.nn.Sequential(torch.nn.Linear(6, 8), CausalClassifier(8, 3))
     with pytest.raises(InputError, match=r"does not fit the model: .*0\.0\.weight is unknown"):
         fit(other, stages(), load, resume=snapshots[0])
+    one, two = stages()
+    for progress, others in (
+        ({"stage": 1}, [one]),
+        ({"stage": 0, "epoch": 5}, [one, two]),
+        ({"stage": 0, "epoch": 1, "batch": 5}, [one, two]),
+    ):
+        late = Snapshot(snapshots[0].tensors, {**snapshots[0].progress, **progress})
+        with pytest.raises(InputError, match=r"^snapshot: expected one (of stages of 3|within an epoch of 4 batches)"):
+            fit(model(), others, load, resume=late)
+    narrow = [replace(one, trainable=("1",))]
+    with pytest.raises(InputError, match="expected momentum_buffer of 1 trained parameters, got one of shape"):
+        fit(model(), narrow, load, resume=snapshots[0])
     for broken in ({}, {**snapshots[0].progress, "epoch": 0}, {**snapshots[0].progress, "more": 1}):
         with pytest.raises(InputError):
             snapshot_of(snapshots[0].tensors, broken)
@@ -292,9 +309,7 @@ def test_ctrl_c_leaves_a_snapshot_to_go_on_from(whole, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert (
-        err == "tailwise: interrupted; `tailwise train` goes on where it stopped with --resume, `reproduce` by itself\n"
-    )
+    assert err == "tailwise: interrupted; with --resume it goes on where it stopped\n"
     assert list(folder.glob("seed-0.partial/last-*.safetensors"))
     assert same(whole, run(folder, Stopping(-1), resume=True))
 

@@ -275,6 +275,7 @@ def test_a_recipe_has_a_stage():
             "loss: expected one of mixtures, as mixup makes them, got ldam",
         ),
         (["stages.0.step=glmc", "stages.0.loss=focal"], "loss: glmc has its own; expected cross-entropy"),
+        (["stages.0.step=glmc", "stages.0.reweight_after=0.5"], "reweight_after: .* expected null, got 0.5"),
         (["stages.0.nesterov=true", "stages.0.optimizer=adamw"], "nesterov: expected optimizer sgd, got adamw"),
         (["stages.0.loss=focall"], "stages.0.loss"),
         (["stages.0.step=bilateral", "stages.0.loss=seesaw"], "loss: expected one that may be taken twice a step"),

@@ -4,10 +4,12 @@ import os
 import stat
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from causal_oracles import unchecked
 from tailwise import CausalClassifier, InputError, LinearClassifier, Stage, fit, ranks
 from tailwise.losses import CrossEntropy, cross_entropy
 from tailwise.recognizer import Recognizer
@@ -22,6 +24,7 @@ from tailwise.train import (
     multistep,
     only_trainable,
     save_checkpoint,
+    warm_multistep,
 )
 from tailwise.train.step import Training, micro_batches
 
@@ -243,6 +246,11 @@ def test_cross_entropy_oracle_and_module():
     torch.testing.assert_close(CrossEntropy()(logits, target), torch.tensor(sum(each) / 5).double())
 
 
+def test_a_seed_may_be_numpys():
+    with unchecked():
+        assert mixed_seed(*np.arange(3)) == mixed_seed(0, 1, 2)
+
+
 def test_mixed_seeds_do_not_collide():
     seeds = {mixed_seed(a, b) for a in range(100) for b in range(100)}
     assert len(seeds) == 10_000
@@ -272,6 +280,12 @@ def test_multistep_is_the_published_cifar_schedule():
         (lambda: cosine(0.1, 5, warmup_epochs=5), "warmup_epochs"),
         (lambda: multistep(0.1, [5, 3], factor=0.1), "milestones"),
         (lambda: multistep(0.1, [5], factor=0.0), "factor"),
+        (lambda: multistep(0.1, [5], factor=2), "factor"),
+        (lambda: multistep(0.1, [5], factor=0.1, warmup_epochs=-1), "warmup_epochs"),
+        (lambda: multistep(0.1, [5], factor=0.1, warmup_from=-1), "warmup_from"),
+        (lambda: warm_multistep(0.1, [5], factor=2), "factor"),
+        (lambda: cosine(0.1, 5, warmup_from=-1), "warmup_from"),
+        (lambda: cosine(0.1, 0), "epochs: "),
     ],
 )
 def test_schedules_refuse(make, named):

@@ -126,6 +126,10 @@ def attach(
     for name, module in model.named_modules():
         if isinstance(module, AttachedClassifier):
             raise checks.InputError(f"model: expected one without an attached classifier, got one at '{name}'")
+    arguments = _arguments(model)
+    if mask is not None and mask not in arguments:
+        raise checks.InputError(f"mask: expected an argument of the model's forward, got '{mask}'")
+    mask = mask or "attention_mask"
     given = classifier if isinstance(classifier, nn.Module) else None
     path = _find(model, given) if layer is None else layer
     old = _linear(model, path)
@@ -136,14 +140,10 @@ def attach(
         raise checks.InputError(
             f"classifier: expected {old.out_features} classes, the model's num_labels, got {num_classes}"
         )
-    if hasattr(model, "num_classes"):
+    if getattr(model, "num_classes", num_classes) != num_classes:
         model.num_classes = num_classes  # type: ignore[assignment]  # a plain number in timm and torchvision
-    arguments = _arguments(model)
-    if mask is not None and mask not in arguments:
-        raise checks.InputError(f"mask: expected an argument of the model's forward, got '{mask}'")
-    mask = mask or "attention_mask"
     attached = AttachedClassifier(made, pooled=type(model).__name__.endswith("ForSequenceClassification"))
-    attached.train(old.training)  # it was asked in eval mode
+    attached.train(old.training)
     if mask in arguments:
         attached.watch(model, mask, arguments.index(mask))
     for name in [name for name, module in _named(model).items() if module is old]:  # a forward may use any of its names
@@ -253,6 +253,7 @@ def _linear(model: nn.Module, path: str) -> nn.Linear:
 
 def _num_classes(classifier: nn.Module, old: nn.Linear) -> int:
     """C of a classifier, by asking it, in eval mode, for the logits of one feature vector."""
+    before = classifier.training
     try:
         with torch.no_grad():
             logits = classifier.eval()(old.weight.new_zeros(1, old.in_features))
@@ -260,6 +261,8 @@ def _num_classes(classifier: nn.Module, old: nn.Linear) -> int:
         raise checks.InputError(
             f"classifier: expected one for features of width {old.in_features}, got {classifier} ({error})"
         ) from error
+    finally:
+        classifier.train(before)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise checks.InputError(f"classifier: expected logits [N, C] from features [N, D], got {classifier}")
     return logits.shape[1]

@@ -78,6 +78,12 @@ def divides(num_heads: int, in_features: int) -> None:
         )
 
 
+def matrix(argument: str, shape: Sequence[int]) -> None:
+    """Refuse a classifier's weight that is not [C, D]."""
+    if len(shape) != 2:
+        raise InputError(f"{argument}: expected shape [C, D], got {list(shape)}")
+
+
 def feature_shape(shape: Sequence[int], in_features: int) -> None:
     """Refuse features that are not [N, in_features]."""
     if len(shape) != 2 or shape[1] != in_features:

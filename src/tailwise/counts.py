@@ -15,9 +15,9 @@ FEW_BELOW = 20
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Training images of each class, `per_class[c]` for class c.
+    """Training images of each class, `per_class[c]` for class c, from any sequence or array of whole numbers.
 
-    Raises InputError for no classes, a negative count, or no image at all.
+    Raises InputError for no classes, a count that is negative or no whole number, or no image at all.
 
     >>> counts = ClassCounts((500, 60, 5))
     >>> counts.imbalance_ratio, counts.group_of(1), counts.group_sizes
@@ -27,11 +27,15 @@ class ClassCounts:
     per_class: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.per_class:
+        given = self.per_class.tolist() if hasattr(self.per_class, "tolist") else self.per_class
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise checks.InputError(f"per_class: expected a count of each class, got {given!r}")
+        if not given:
             raise checks.InputError("per_class: expected at least one class, got none")
-        for c, n in enumerate(self.per_class):
-            checks.whole(f"per_class[{c}]", n, at_least=0)
-        if not any(self.per_class):
+        # Python's own numbers, which neither overflow nor keep counts out of JSON
+        counts = tuple(checks.whole(f"per_class[{c}]", n, at_least=0) for c, n in enumerate(given))
+        object.__setattr__(self, "per_class", counts)
+        if not any(counts):
             raise checks.InputError("per_class: expected at least one training image, got none")
 
     @classmethod

@@ -134,6 +134,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     def fit(self, X: Any, y: Any) -> "LongTailClassifier":  # noqa: N803  # scikit-learn's names
         """Train on features X [N, D] and labels y [N]; returns itself."""
         checks.choice("method", self.method, (*METHODS, "auto"))
+        self._check_strengths()
         X, y = validate_data(self, X, y, dtype=np.float32)  # noqa: N806  # scikit-learn's names
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
@@ -160,6 +161,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             raise checks.InputError(
                 "alpha: expected a number, 'half' or 'heuristic' for a stream, which has no folds, got 'folds'"
             )
+        self._check_strengths()
         first = not hasattr(self, "stream_")
         if not first and isinstance(self.stream_.classifier, CosineClassifier) != (self.method == "cosine"):
             goes_on = "'de-confound' or 'tde'" if self.method == "cosine" else "'cosine'"
@@ -169,16 +171,16 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         if first:
             if classes is None:
                 raise checks.InputError("classes: expected all classes at the first partial_fit, got none")
-            self.classes_ = np.unique(classes)
-            _check_classes(self.classes_)
+            known = np.unique(classes)
+            _check_classes(known)
+            _check_known(y, known)
+            self.classes_ = known
             self.seed_ = int(check_random_state(self.random_state).randint(2**31))
             self.stream_ = self._stream(self.method, X.shape[1], self.seed_)
             self.class_count_, self._unit_sum = np.zeros(len(self.classes_), dtype=np.int64), torch.zeros(())
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise checks.InputError(f"classes: expected those of the first partial_fit, got {np.unique(classes)}")
-        unknown = np.setdiff1d(y, self.classes_)
-        if len(unknown):
-            raise checks.InputError(f"y: expected classes of the first partial_fit, got {unknown.tolist()}")
+        _check_known(y, self.classes_)
         labels = torch.from_numpy(np.searchsorted(self.classes_, y))
         features = torch.from_numpy(np.ascontiguousarray(X))
         self.stream_.learn(features, labels, seed=mixed_seed(self.seed_, self.stream_.steps))
@@ -302,6 +304,15 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                 )
         return Streamed(made, self.learning_rate)
 
+    def _check_strengths(self) -> None:
+        """Before anything is trained."""
+        for name, words in (("alpha", ("half", "heuristic", "folds")), ("norm_power", ("learned",)), ("strength", ())):
+            value = getattr(self, name)
+            if words and isinstance(value, str):
+                checks.choice(name, value, words)
+            else:
+                checks.number(name, value, **({"at_least": 0} if name == "strength" else {}))
+
     def _forget(self, *names: str) -> None:
         for name in names:
             self.__dict__.pop(name, None)
@@ -357,6 +368,12 @@ class _Predicted(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: ARG002, N803  # scikit-learn's form
         return np.asarray(self.classes_[self.predicted])
+
+
+def _check_known(y: NDArray[Any], classes: NDArray[Any]) -> None:
+    unknown = np.setdiff1d(y, classes)
+    if len(unknown):
+        raise checks.InputError(f"y: expected classes of the first partial_fit, got {unknown.tolist()}")
 
 
 def _check_classes(classes: NDArray[Any]) -> None:

@@ -105,6 +105,7 @@ def model_card(about: Mapping[str, Any], row: Mapping[str, Any], method: str, se
     data, protocol = about["recipe"]["data"]["name"], about["protocol"]
     strengths = {key: row[key] for key in ("alpha", "norm_power") if key in row}
     strength = "".join(f", {key.replace('_', ' ')} {s['value']:g} (from {s['from']})" for key, s in strengths.items())
+    adjusted = "It was adjusted for classes that are met equally often. Where they are not, choose the strength anew."
     lines = [
         "---",
         "library_name: tailwise",
@@ -112,7 +113,7 @@ def model_card(about: Mapping[str, Any], row: Mapping[str, Any], method: str, se
         "---",
         f"# {about['recipe']['name']}: {method}",
         "",
-        f"An image classifier of {len(names)} classes, trained on long-tailed data. Adjusted by: {method}{strength}.",
+        f"An image classifier of {len(names)} classes, trained on long-tailed data. Classifier: {method}{strength}.",
         "",
         "## Data",
         "",
@@ -121,13 +122,14 @@ def model_card(about: Mapping[str, Any], row: Mapping[str, Any], method: str, se
         "",
         "## Metrics",
         "",
-        "Accuracy in percent on the test split, by training images of the class: many (> 100), medium, few (< 20).",
+        "Accuracy in percent on the test split, by images of the class in the published training set: many (> 100),",
+        "medium, few (< 20).",
         "",
         "| " + " | ".join(GROUPS) + " |",
         "|" + "---|" * len(GROUPS),
         "| " + " | ".join(_shown(row[group]) for group in GROUPS) + " |",
         "",
-        "| class | training images | accuracy |",
+        "| class | trained on | accuracy |",
         "|---|---|---|",
         *(f"| {_cell(n)} | {c} | {_shown(a)} |" for n, c, a in zip(names, counts, row["per_class"], strict=True)),
         "",
@@ -141,7 +143,7 @@ def model_card(about: Mapping[str, Any], row: Mapping[str, Any], method: str, se
         f"- Every image gets one of these {len(names)} classes, whatever it shows.",
         "- The numbers are of one seed and one test split; over few images they spread.",
         "- Probabilities are not calibrated.",
-        "- It was adjusted for classes that are met equally often. Where they are not, choose the strength anew.",
+        *([f"- {adjusted}"] if strengths else []),
         "",
         "## Settings",
         "",

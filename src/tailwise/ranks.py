@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 Value = TypeVar("Value")
-LONGEST_WAIT = timedelta(days=1)  # for one process that decodes a data set; in training half an hour means a dead one
+LONGEST_WAIT = timedelta(days=1)  # for one process that decodes a data set
+DEAD_AFTER = timedelta(minutes=30)  # in training; by itself torch waits ten of them on GPUs
 _launch: Any = None  # the store of torchrun, one for all its attempts
 _waiting: Any = None  # the group of processes that wait so long
 
@@ -35,7 +36,7 @@ def joined() -> Iterator[None]:
     _launch, own_rank, number = next(rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"attempt-{attempt}", _launch)  # type: ignore[attr-defined]  # not in its stubs
-    dist.init_process_group(backend, store=store, rank=own_rank, world_size=number)
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=number, timeout=DEAD_AFTER)
     _waiting = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
     yield
     # Not after an error: the others may be waiting in the middle of a reduction, and torchrun ends them.

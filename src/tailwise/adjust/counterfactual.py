@@ -38,7 +38,8 @@ def counterfactual_tde(
         Logits [N, C]; a class that fn masks with -inf stays masked.
 
     Raises:
-        InputError: features that are not finite or not [N, D], an alpha that is not finite.
+        InputError: features that are not finite or not [N, D], a direction that is not [K, D/K], an alpha that is not
+            finite.
 
     Limit case: alpha = 0 is fn(x).
 
@@ -47,6 +48,8 @@ def counterfactual_tde(
     tensor([[ 0., 16.]])
     """
     checks.number("alpha", alpha)
+    if direction.dim() != 2:
+        raise checks.InputError(f"direction: expected shape [K, D/K], got {list(direction.shape)}")
     checks.feature_shape(features.shape, direction.numel())
     checks.finite("features", features.detach().float().cpu().numpy())
     x = heads(features, len(direction))

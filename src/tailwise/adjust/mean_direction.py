@@ -48,6 +48,8 @@ def fold_mean_direction(
     if not isinstance(classifier, LinearClassifier):
         raise checks.InputError(f"classifier: expected a linear classifier, got {type(classifier).__name__}")
     checks.feature_shape(features.shape, classifier.weight.shape[1])
+    if not len(features):
+        raise checks.InputError("features: expected those of the training images, got none")
     checks.finite("features", features.float().cpu().numpy())
     direction = unit(features.double().mean(dim=0))
     if alpha is None:

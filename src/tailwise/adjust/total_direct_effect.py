@@ -44,7 +44,7 @@ def tde_logits(
         num_heads, tau, gamma, norm: as in `tailwise.classifiers.normalized_logits`.
 
     Raises:
-        InputError: D not divisible by K, tau not above 0, gamma below 0.
+        InputError: D not divisible by K, another shape of the direction, tau not above 0, gamma below 0.
 
     Limit cases: alpha = 0 is Eq. 7; a direction of 0, or orthogonal to the features, changes nothing.
 
@@ -55,6 +55,8 @@ def tde_logits(
     checks.number("tau", tau, above=0)
     checks.number("gamma", gamma, at_least=0)
     x = scale_features(features, num_heads, norm)
+    if direction.shape != x.shape[1:]:  # another would be broadcast over the heads
+        raise checks.InputError(f"direction: expected shape {list(x.shape[1:])}, got {list(direction.shape)}")
     along_head = (x * direction).sum(dim=-1, keepdim=True) * direction
     x = (x - alpha * along_head) * (tau / num_heads)
     return F.linear(x.flatten(1).to(product_dtype(weight)), scale_weight(weight, num_heads, gamma).flatten(1))

@@ -55,6 +55,8 @@ class TimmNet(nn.Module):
 class HuggingFaceNet(nn.Module):
     """A vision model of transformers; features are its pooled output, or its first token where pooling is untrained.
 
+    Of a model that pools nothing, the mean over tokens or over the map.
+
     Of models of images and texts (CLIP, SigLIP) the vision part.
 
     Args:
@@ -62,7 +64,7 @@ class HuggingFaceNet(nn.Module):
         pretrained: with its weights.
 
     Raises:
-        InputError: transformers is not installed, or cannot find or fetch the model.
+        InputError: transformers is not installed, or cannot find or fetch the model; its width stands nowhere.
     """
 
     def __init__(self, name: str, *, pretrained: bool = False) -> None:
@@ -85,7 +87,10 @@ class HuggingFaceNet(nn.Module):
             ) from error
         self.net: Any = getattr(model, "vision_model", model)
         config = self.net.config
-        self.num_features: int = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
+        width = getattr(config, "hidden_sizes", [None])[-1] or getattr(config, "hidden_size", None)
+        if width is None:
+            raise checks.InputError(f"backbone.name: expected a model with a width (hidden_size), got hf:{name}")
+        self.num_features: int = width
         self.last_block = _last_layer(self.net)
         self.last_bottleneck = self.last_block
         # a layer that models of this kind have for their training on other data; its weights are no part of these
@@ -99,7 +104,13 @@ class HuggingFaceNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
         found = self.net(pixel_values=images)
-        features: Tensor = found.last_hidden_state[:, 0] if self.first_token else found.pooler_output
+        if self.first_token:
+            features: Tensor = found.last_hidden_state[:, 0]
+        elif getattr(found, "pooler_output", None) is not None:
+            features = found.pooler_output
+        else:
+            last: Tensor = found.last_hidden_state
+            features = last.mean(dim=(2, 3)) if last.dim() == 4 else last.mean(dim=1)
         return features.flatten(1)
 
     def forward_map(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D h w"]:

@@ -26,7 +26,8 @@ class FeatureAverage(nn.Module):
         num_features: width D of the features.
         num_heads: K, the number of equal parts D is split into; divides D.
         momentum: decay rate mu in [0, 1]; 1 keeps a plain sum. May be reassigned while training.
-        update_every: forwards per optimiser step, for gradient accumulation. May be reassigned between steps.
+        update_every: forwards per optimiser step, for gradient accumulation. May be reassigned between steps: that
+            begins a new one, so that what was seen of a step that broke off is left out.
 
     Raises:
         InputError: a value outside its range, D not divisible by K.
@@ -46,17 +47,25 @@ class FeatureAverage(nn.Module):
         super().__init__()
         checks.whole("num_features", num_features)
         checks.divides(checks.whole("num_heads", num_heads), num_features)
-        if not 0 <= momentum <= 1:
+        if checks.number("momentum", momentum, at_least=0) > 1:
             raise checks.InputError(f"momentum: expected a number in [0, 1], got {momentum!r}")
         self.num_heads = num_heads
         self.momentum = momentum
-        self.update_every = checks.whole("update_every", update_every)
+        self.update_every = update_every
         wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.register_buffer("value", torch.zeros(num_features, dtype=wide))
+        self._held = False
+
+    @property
+    def update_every(self) -> int:
+        return self._update_every
+
+    @update_every.setter
+    def update_every(self, forwards: int) -> None:
+        self._update_every = checks.whole("update_every", forwards)
         # Sums and example counts of the step's forwards so far. No buffers: DistributedDataParallel would overwrite
         # them with rank 0's at every forward.
         self._pending: list[tuple[Tensor, int]] = []
-        self._held = False
 
     @torch.no_grad()
     def forward(self, features: Float[Tensor, "N D"]) -> None:

@@ -51,7 +51,7 @@ class ScaledClassifier(nn.Module):
         bias: its b, [C]; None for a classifier without.
 
     Raises:
-        InputError: a bias that does not have one value per class.
+        InputError: a weight that is no matrix; a bias that does not have one value per class.
 
     Limit case: s = 1, where it starts, is the classifier it was made from.
 
@@ -66,10 +66,11 @@ class ScaledClassifier(nn.Module):
 
     def __init__(self, weight: Float[Tensor, "C D"], bias: Float[Tensor, " C"] | None = None) -> None:
         super().__init__()
+        checks.matrix("weight", weight.shape)
         if bias is not None and bias.shape != (len(weight),):
             raise checks.InputError(f"bias: expected shape [{len(weight)}], got {list(bias.shape)}")
         self.register_buffer("weight", weight.detach().clone())
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().to(weight.dtype, copy=True))
         self.scale = nn.Parameter(torch.ones_like(self.weight[:, 0]))
 
     def forward(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:

@@ -158,7 +158,7 @@ class FoldedClassifier(nn.Module):
         center: what is subtracted from the features first, [D], or None.
 
     Raises:
-        InputError: D not divisible by K, an unknown norm, a bias or center of another size.
+        InputError: a weight that is no matrix, D not divisible by K, an unknown norm, a bias or center of another size.
 
     Limit case: norm "none" without center is a linear classifier.
 
@@ -180,13 +180,14 @@ class FoldedClassifier(nn.Module):
         center: Float[Tensor, " D"] | None = None,
     ) -> None:
         super().__init__()
+        checks.matrix("weight", weight.shape)
         checks.divides(checks.whole("num_heads", num_heads), weight.shape[1])
         checks.choice("norm", norm, get_args(FoldedNorm))
         for name, given, size in (("bias", bias, weight.shape[0]), ("center", center, weight.shape[1])):
             if given is not None and given.shape != (size,):
                 raise checks.InputError(f"{name}: expected shape [{size}], got {list(given.shape)}")
         for name, tensor in (("weight", weight), ("bias", bias), ("center", center)):
-            self.register_buffer(name, None if tensor is None else tensor.detach().clone())
+            self.register_buffer(name, None if tensor is None else tensor.detach().to(weight.dtype, copy=True))
         self.num_heads = num_heads
         self.norm = norm
 

@@ -75,10 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _drop_output()
         _fail(f"cannot write ({error.strerror})")
     except KeyboardInterrupt:
-        print(
-            "tailwise: interrupted; `tailwise train` goes on where it stopped with --resume, `reproduce` by itself",
-            file=sys.stderr,
-        )
+        verb = next(iter(sys.argv[1:] if arguments is None else arguments), None)
+        goes_on = {"train": "; with --resume it goes on where it stopped", "reproduce": "; again, it goes on"}
+        print(f"tailwise: interrupted{goes_on.get(str(verb), '')}", file=sys.stderr)
         sys.exit(130)
     if "torch" in sys.modules:
         from tailwise import ranks

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tailwise import checks
-from tailwise.cli.output import Output, print_json, warnings_as_notes
+from tailwise.cli.output import Output, of_seeds, print_json, warnings_as_notes
 from tailwise.cli.training import train_into_folder
 
 
@@ -31,7 +31,7 @@ def train_detection(name: str, settings: Sequence[str], *, json: bool, **how: An
         record,
         json,
         [
-            f"wrote {folder}: checkpoints and results, {len(trained)} recipes x {len(trained[0].seeds)} seeds",
+            f"wrote {folder}: checkpoints and results, {of_seeds(len(trained), len(trained[0].seeds))}",
             f"next: tailwise detect IMAGE --run {trained[-1].path}",
         ],
     )

@@ -29,6 +29,15 @@ def show(record: dict[str, Any], json: bool, *, lines: Sequence[str] = (), metri
         print_record(Output(), record, lines, metrics=metrics)
 
 
+def of_seeds(recipes: int, seeds: int) -> str:
+    """How many were trained.
+
+    >>> of_seeds(1, 3), of_seeds(2, 1)
+    ('1 recipe x 3 seeds', '2 recipes x 1 seed')
+    """
+    return f"{recipes} recipe{'s' * (recipes != 1)} x {seeds} seed{'s' * (seeds != 1)}"
+
+
 def command_line(verb: str, run: Path, **options: Any) -> str:
     """The command line of a verb on a run, with the options that were given.
 

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from tailwise import checks
 from tailwise.cli.detection import train_detection
 from tailwise.cli.options import DataDir, Device, Json, Seeds, Track
-from tailwise.cli.output import show
+from tailwise.cli.output import of_seeds, show
 from tailwise.cli.training import train_into_folder
 
 
@@ -73,7 +73,7 @@ def train(
         combined(name, results) | {"command": shlex.join(["tailwise", "train", name, *asked]), "wrote": [str(folder)]},
         json,
         lines=[
-            f"wrote {folder}: checkpoints, features and results, {len(trained)} recipes x {seeds_there} seeds",
+            f"wrote {folder}: checkpoints, features and results, {of_seeds(len(trained), seeds_there)}",
             f"next: tailwise sweep {trained[-1].path}",
         ],
     )

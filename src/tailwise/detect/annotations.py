@@ -254,10 +254,11 @@ def _image_truth(
             ids = raw.get(key, [])
             if not isinstance(ids, list):
                 raise checks.InputError(f"expected {key} to be a list, got {ids!r:.60}")
-            unknown = [c for c in ids if not _is_id(c) or c not in label_of]
+            known = [c for c in ids if _is_id(c) and c in label_of]
+            labels[key] = frozenset(label_of[c] for c in known)  # all that is kept where others are left out
+            unknown = [c for c in ids if c not in known]
             if unknown:
                 raise checks.InputError(f"expected {key} to be in the file's list, got {unknown[0]!r}")
-            labels[key] = frozenset(label_of[c] for c in ids)
     return ImageTruth(
         image_id=int(raw["id"]),
         file=_file(raw),

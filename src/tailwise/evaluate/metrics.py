@@ -25,10 +25,7 @@ def per_class_accuracy(predicted: Classes, labels: Classes, num_classes: int) ->
     >>> per_class_accuracy(np.array([0, 1, 1]), np.array([0, 0, 1]), num_classes=2)
     array([ 50., 100.])
     """
-    if len(predicted) != len(labels) or not len(labels):
-        raise checks.InputError(
-            f"predicted: expected one class for each of {len(labels)} labels, at least one, got {len(predicted)}"
-        )
+    _check_shapes(predicted, labels)
     checks.labels_in_range("labels", labels, num_classes)
     seen = np.bincount(labels, minlength=num_classes)
     right = np.bincount(labels[predicted == labels], minlength=num_classes)
@@ -156,7 +153,7 @@ def top_k_accuracy(logits: NDArray[np.floating], labels: Classes, k: int = 5) ->
         None where there are no more than k classes.
 
     Raises:
-        InputError: different lengths, no samples, a label outside 0..C-1.
+        InputError: different lengths, no samples, a label outside 0..C-1, logits with NaN.
 
     Limit case: k = 1 is top-1 over samples.
 
@@ -167,6 +164,7 @@ def top_k_accuracy(logits: NDArray[np.floating], labels: Classes, k: int = 5) ->
     if len(logits) != len(labels) or not len(labels):
         raise checks.InputError(f"labels: expected one for each of {len(logits)} rows, at least one, got {len(labels)}")
     checks.labels_in_range("labels", labels, logits.shape[1])
+    checks.predictable("logits", logits)
     if logits.shape[1] <= k:
         return None
     own = np.take_along_axis(logits, labels[:, None], axis=1)
@@ -183,10 +181,26 @@ def worst_class_accuracy(predicted: Classes, labels: Classes, num_classes: int) 
     return float(np.nanmin(per_class_accuracy(predicted, labels, num_classes)))
 
 
+def _check_shapes(predicted: Classes, labels: Classes) -> None:
+    if np.ndim(labels) != 1 or np.ndim(predicted) != 1:
+        shapes = f"{list(np.shape(predicted))} and {list(np.shape(labels))}"
+        raise checks.InputError(f"predicted: expected classes [N] and labels [N], got {shapes}")
+    if len(predicted) != len(labels) or not len(labels):
+        raise checks.InputError(
+            f"predicted: expected one class for each of {len(labels)} labels, at least one, got {len(predicted)}"
+        )
+
+
 def _check_predicted(predicted: Classes, labels: Classes, num_classes: int) -> None:
     """What `per_class_accuracy` refuses, and predictions that are no class: they would be taken for another one."""
     per_class_accuracy(predicted, labels, num_classes)
     checks.labels_in_range("predicted", predicted, num_classes)
+
+
+def _right(predicted: Classes, labels: Classes) -> float:
+    """Percent of all samples."""
+    _check_shapes(predicted, labels)
+    return float(100.0 * np.mean(predicted == labels))
 
 
 METRICS = ("mean-per-class", "all", "many", "medium", "few", "harmonic-mean", "worst-class")
@@ -213,7 +227,7 @@ def metric(name: str, labels: Classes, counts: ClassCounts) -> Callable[[Classes
             raise checks.InputError(f"metric: expected a group with samples to choose on, got '{name}', which has none")
         return lambda predicted: float(shot_accuracy(predicted, labels, counts)[name] or 0.0)
     if name == "all":
-        return lambda predicted: float(100.0 * np.mean(predicted == labels))
+        return lambda predicted: _right(predicted, labels)
     by_name = {
         "mean-per-class": mean_per_class_accuracy,
         "harmonic-mean": harmonic_mean_accuracy,

@@ -46,12 +46,14 @@ def check_ending(out: Path) -> str | None:
     """png, svg, or None for a name without an ending.
 
     Raises:
-        InputError: another ending.
+        InputError: another ending, or no name at all.
 
     >>> check_ending(Path("a.svg")), check_ending(Path("plots/a"))
     ('svg', None)
     """
     kind = out.suffix.removeprefix(".").lower()
     if kind and kind not in FORMATS:
-        raise checks.InputError(f"out: expected a name that ends in .png or .svg, or in neither for both, got {out}")
+        raise checks.InputError(f"out: expected a name that ends in .png or .svg, or has no ending for both, got {out}")
+    if not out.name:
+        raise checks.InputError(f"out: expected a file's name, got {out}")
     return kind or None

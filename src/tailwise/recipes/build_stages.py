@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from tailwise import checks, ranks
@@ -372,7 +372,11 @@ def build_second_sampler(stage: StageSettings, data: LongTailedData, seed: int) 
 
 
 def build_optimizer(stage: StageSettings, classifier: nn.Module, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The stage's optimiser of these parameters; `classifier` is whose rows a max_norm holds."""
+    """The stage's optimiser of these parameters; `classifier` is whose rows a max_norm holds.
+
+    Raises:
+        InputError: a max_norm of a weight that is not trained, as in LWS.
+    """
     tensors = list(parameters)
     shared: dict[str, Any] = {
         "lr": stage.learning_rate,
@@ -384,6 +388,9 @@ def build_optimizer(stage: StageSettings, classifier: nn.Module, parameters: Ite
         optimizer = AdamW(tensors, betas=(stage.momentum, stage.beta2), **shared)
     else:
         optimizer = SGD(tensors, momentum=stage.momentum, nesterov=stage.nesterov, **shared)
-    if stage.max_norm is not None and isinstance(classifier.weight, Tensor):
+    if stage.max_norm is not None:
+        if not isinstance(classifier.weight, nn.Parameter):
+            kind = type(classifier).__name__
+            raise checks.InputError(f"max_norm: expected a classifier whose weight is trained, got {kind}")
         keep_max_norm(optimizer, [classifier.weight], stage.max_norm)
     return optimizer

@@ -238,7 +238,7 @@ NEEDS_VIEW = ("bilateral", "glmc", "metric", "memory")  # steps whose loss sees 
 class StageSettings(Settings):
     """One training phase; the terms are those of `tailwise.train.Stage`.
 
-    sampler: "cyclic" is the authors' variant of the one it ends. repeat_threshold: of repeat-factor sampling.
+    sampler: "cyclic" draws a class's images in a shuffled cycle. repeat_threshold: of repeat-factor sampling.
     images_per_class: K of P x K batches; P is batch_size / K.
     augment: shift and crop-flip are of images in memory, random-resized-crop, alone or with the papers' colour
     jitter, and rand-augment of those on disk.
@@ -302,6 +302,10 @@ class StageSettings(Settings):
             raise ValueError(f"loss: expected one of mixtures, as {step} makes them, got {loss}")
         if step == "bilateral" and loss == "seesaw":
             raise ValueError("loss: expected one that may be taken twice a step, as bilateral does, got seesaw")
-        if step in ("glmc", "memory") and (loss != "cross-entropy" or self.reweight_after is not None):
-            raise ValueError(f"loss: {step} has its own; expected cross-entropy without re-weighting, got {loss}")
+        if step in ("glmc", "memory") and loss != "cross-entropy":
+            raise ValueError(f"loss: {step} has its own; expected cross-entropy, got {loss}")
+        if step in ("glmc", "memory") and self.reweight_after is not None:
+            raise ValueError(
+                f"reweight_after: {step} has weights of its own or none; expected null, got {self.reweight_after:g}"
+            )
         return self

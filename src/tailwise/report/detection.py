@@ -23,7 +23,8 @@ def combined_precision(name: str, runs: Mapping[str, Sequence[Result]]) -> dict[
     first = next(iter(runs.values()))
     rows = []
     for results in runs.values():
-        for method in results[0]["rows"]:
+        everywhere = set.intersection(*(set(result["rows"]) for result in results))
+        for method in (name for name in results[0]["rows"] if name in everywhere):
             each = [result["rows"][method] for result in results]
             row: dict[str, Any] = {"recipe": results[0]["recipe"]["name"], "method": method}
             row["framework"] = results[0]["recipe"]["detector"]["framework"]

@@ -42,11 +42,16 @@ class Bars:
         self.progress.update(self.task, completed=record["number"], note=_note(record))
 
     def done(self, label: str, line: str, rows: Mapping[str, Any]) -> None:  # noqa: ARG002  # as Watch has it
-        self.progress.remove_task(self.task)
+        self._remove()
         self.console.print(f"{label}: {line}", highlight=False, markup=False)
 
-    def stopped(self, kept: bool) -> None:
-        pass  # the error says so
+    def stopped(self, kept: bool) -> None:  # noqa: ARG002  # as Watch has it
+        self._remove()  # the error says why
+
+    def _remove(self) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        self.task = None
 
 
 class Lines:

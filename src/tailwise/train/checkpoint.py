@@ -29,7 +29,7 @@ class Checkpoint:
     digest: str
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
     """Write a checkpoint atomically and return its digest, the key of everything computed from it.
 
     The file is one safetensors file whose header holds `meta` as JSON and the digest of meta and tensors. It is
@@ -43,6 +43,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], meta: Mapping[str, 
     Raises:
         InputError: the file cannot be written; what stood there before still stands.
     """
+    path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     header = json.dumps(dict(meta), sort_keys=True)
     digest = _digest(tensors, header)
@@ -75,7 +76,7 @@ def _flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint and verify its digest.
 
     Raises:

@@ -88,7 +88,7 @@ def fit(
             a batch, a process without an image, parameters that take no part beside several processes, a loss that is
             not finite, or a snapshot that does not fit.
     """
-    first = resume.progress["stage"] if resume else 0
+    first = _stage_of(resume, stages) if resume else 0
     for number, stage in enumerate(stages[first:], first):
         only = only_trainable(model, stage.trainable, bn_drift=stage.legacy_bn_drift)
         with only as set_train_mode, compute.placed(model):
@@ -102,6 +102,10 @@ def fit(
                     raise checks.InputError(
                         f"batch_size: expected at most the number of training images with drop_last, "
                         f"got {stage.batch_size}"
+                    )
+                if done.batch > len(batches):
+                    raise checks.InputError(
+                        f"snapshot: expected one within an epoch of {len(batches)} batches, got one after {done.batch}"
                     )
                 start = time.perf_counter() - done.seconds
                 rest = _since(batches, done.batch)
@@ -122,6 +126,16 @@ def fit(
                 done = Progress(stage=number, epoch=done.epoch + 1)
                 on_pause(partial(take_snapshot, training, done))
             training.keep_average()
+
+
+def _stage_of(resume: Snapshot, stages: Sequence[Stage]) -> int:
+    number, epoch = resume.progress["stage"], resume.progress["epoch"]
+    if number >= len(stages) or epoch > stages[number].epochs + 1:  # that is where one after the last epoch stands
+        lengths = ", ".join(str(stage.epochs) for stage in stages)
+        raise checks.InputError(
+            f"snapshot: expected one of stages of {lengths} epochs, got one in epoch {epoch} of stage {number + 1}"
+        )
+    return int(number)
 
 
 def _since(batches: Batches, batch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -27,13 +27,18 @@ def cosine(peak: float, epochs: int, *, warmup_epochs: float = 0, warmup_from: f
         warmup_epochs: below `epochs`.
         warmup_from: where the warm-up line starts, as a fraction of `peak`; at 0 the first step would be wasted.
 
+    Raises:
+        InputError: a value outside its range.
+
     Limit case: no warm-up starts at `peak`.
 
     >>> cosine(0.2, 90)(45)
     0.1
     """
     checks.number("learning_rate", peak, above=0)
+    checks.number("epochs", epochs, above=0)
     checks.number("warmup_epochs", warmup_epochs, at_least=0, below=epochs)
+    checks.number("warmup_from", warmup_from, at_least=0)
 
     def rate(done: float) -> float:
         if done < warmup_epochs:
@@ -59,6 +64,9 @@ def multistep(
         warmup_epochs: W.
         warmup_from: where the warm-up line starts, as a fraction of `peak`.
 
+    Raises:
+        InputError: a value outside its range, milestones that do not ascend.
+
     Limit case: no milestone and no warm-up is `constant`.
 
     >>> rate = multistep(0.2, [120, 160], factor=0.01, warmup_epochs=5)
@@ -66,7 +74,9 @@ def multistep(
     [0.093333, 0.2, 0.2, 0.002, 2e-05]
     """
     checks.number("learning_rate", peak, above=0)
-    checks.number("factor", factor, above=0)
+    _check_factor(factor)
+    checks.number("warmup_epochs", warmup_epochs, at_least=0)
+    checks.number("warmup_from", warmup_from, at_least=0)
     if list(milestones) != sorted(milestones):
         raise checks.InputError(f"milestones: expected ascending epochs, got {list(milestones)}")
 
@@ -96,6 +106,9 @@ def warm_multistep(
         warmup_epochs: W; a number of iterations over the iterations of an epoch, say.
         warmup_from: where the warm-up line starts, as a fraction of `peak`.
 
+    Raises:
+        InputError: a value outside its range, milestones that do not ascend.
+
     Limit case: no milestone and no warm-up is `constant`.
 
     >>> rate = warm_multistep(0.02, [16, 19], warmup_epochs=0.5)
@@ -103,7 +116,7 @@ def warm_multistep(
     [2e-05, 0.01001, 0.02, 0.02, 0.002, 0.0002]
     """
     checks.number("learning_rate", peak, above=0)
-    checks.number("factor", factor, above=0)
+    _check_factor(factor)
     checks.number("warmup_epochs", warmup_epochs, at_least=0)
     checks.number("warmup_from", warmup_from, above=0)
     if list(milestones) != sorted(milestones):
@@ -114,3 +127,8 @@ def warm_multistep(
         return float(peak * warm * factor ** sum(done >= milestone for milestone in milestones))
 
     return rate
+
+
+def _check_factor(factor: float) -> None:
+    if checks.number("factor", factor, above=0) > 1:
+        raise checks.InputError(f"factor: expected a number in (0, 1], got {factor!r}")

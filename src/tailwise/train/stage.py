@@ -83,6 +83,10 @@ class Stage:
     on_learning_rate: Callable[[float], None] = _ignore
 
     def __post_init__(self) -> None:
+        if isinstance(self.trainable, str) or not self.trainable:
+            raise checks.InputError(
+                f"trainable: expected names of modules, such as ('classifier',), got {self.trainable!r}"
+            )
         checks.whole("epochs", self.epochs)
         checks.whole("batch_size", self.batch_size)
         checks.whole("accumulate", self.accumulate)

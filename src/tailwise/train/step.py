@@ -24,7 +24,12 @@ class Training:
         self.model, self.stage = model, stage
         if isinstance(stage.loss, nn.Module):
             _without_learning(stage.loss)
-        self.optimizer = stage.optimizer([p for p in model.parameters() if p.requires_grad])
+        learning = [p for p in model.parameters() if p.requires_grad]
+        if not learning:
+            raise checks.InputError(
+                f"trainable: expected a module with parameters to train, got {list(stage.trainable)}"
+            )
+        self.optimizer = stage.optimizer(learning)
         groups = self.optimizer.param_groups
         self.settings = [dict(group) for group in groups]
         rates = [float(group["lr"]) for group in groups]
@@ -167,6 +172,7 @@ class Training:
             InputError: names or shapes that do not fit.
         """
         load_state(self.model, tensors, prefix="model.")
+        self._check_optimizer(tensors)
         if self.average is not None:
             load_state(self.average, tensors, prefix="average.")
         if isinstance(self.loss, nn.Module):
@@ -191,6 +197,20 @@ class Training:
             elif kind == "optimizer-group":
                 groups[int(place)][key] = tensor.item()
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def _check_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        """Raise InputError for what another optimiser, or one of other parameters, has left in a snapshot."""
+        learning = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            place, _, key = rest.partition(".")
+            if kind == "optimizer" and tensor.dim():
+                shapes = [list(learning[int(place)].shape)] if int(place) < len(learning) else []
+                if list(tensor.shape) not in shapes:
+                    raise checks.InputError(
+                        f"snapshot: expected {key} of {len(learning)} trained parameters, "
+                        f"got one of shape {list(tensor.shape)} for number {place}, which has another"
+                    )
 
     def _number(self, key: str, value: Any) -> Tensor:
         """What an optimiser keeps beside its tensors, as a tensor.
