@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from reports import call
 from tailwise.experiments.build_data import build_data
 from tailwise.recipes.overrides import override
+
+settings.register_profile("patient", deadline=None)  # a busy machine is slow, not wrong
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

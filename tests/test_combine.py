@@ -64,7 +64,7 @@ def test_the_value_is_that_of_the_plain_search(prior, seed):
     def score(p):
         return mean_per_class_accuracy(p, labels, C) if prior is None else accuracy_under_prior(p, labels, prior)
 
-    expected = choose(values, predicted, lambda p: round(score(p), 9))
+    expected = choose(values, predicted, score)
     chosen = choose_with_interval(values, predicted, labels, target_prior=prior, resamples=2)
     assert chosen.value == expected.chosen
     assert chosen.score == pytest.approx(max(expected.scores))

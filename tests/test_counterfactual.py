@@ -26,7 +26,7 @@ from causal_oracles import (
     unchecked,
 )
 from tailwise import InputError
-from tailwise.adjust import counterfactual_tde, fold_tde, tde
+from tailwise.adjust import counterfactual_tde, fold_tde, tde, tde_logits
 from tailwise.classifiers import FoldedClassifier, LinearClassifier, MlpClassifier
 from tailwise.classifiers.functional import scale_features
 
@@ -143,3 +143,14 @@ def test_a_direction_of_another_width_is_refused():
     x, w, d = draw(9, 4, 3, 2)
     with unchecked(), pytest.raises(InputError, match=r"features: expected shape \[N, 10\], got \[4, 12\]"):
         counterfactual_tde(FoldedClassifier(w), x, d[:, :5], 1.0)
+    with unchecked(), pytest.raises(InputError, match=r"direction: expected shape \[K, D/K\], got \[12\]"):
+        counterfactual_tde(FoldedClassifier(w), x, d.flatten(), 1.0)
+
+
+@pytest.mark.parametrize("shape", [(1, DIM // 2), (DIM // 2,), (2, 1), (3, DIM // 2)])
+def test_equation_8_has_a_direction_for_each_head(shape):
+    """Another shape would be broadcast over the heads, or not at all."""
+    x, w, _ = draw(9, 4, 3, 2)
+    settings = {"num_heads": 2, "tau": 16.0, "gamma": 0.03}
+    with unchecked(), pytest.raises(InputError, match=r"direction: expected shape \[2, 6\], got \["):
+        tde_logits(x, w, torch.zeros(shape, dtype=x.dtype), 1.0, **settings)

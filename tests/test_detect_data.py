@@ -193,6 +193,17 @@ def test_bad_ids_and_images(tmp_path, content, message, left):
     assert message.split(":")[0] in truth.skipped[0]
 
 
+def test_an_unknown_class_beside_known_ones_is_left_out_alone(tmp_path):
+    """What a file says of the others decides which detections count."""
+    content = changed("images", 0, "neg_category_ids", to=[4, 99])
+    content["images"][0]["not_exhaustive_category_ids"] = [98, 7]
+    truth, whole = read_truth(written(tmp_path, content), on_bad="skip"), read_truth(written(tmp_path, LVIS, "b.json"))
+    found, expected = ({image.image_id: image for image in read.images}[11] for read in (truth, whole))
+    assert (found.negative, found.not_exhaustive) == (expected.negative, expected.not_exhaustive)
+    assert (len(found.negative), len(found.not_exhaustive)) == (1, 1)
+    assert len(truth.skipped) == 2
+
+
 @pytest.mark.parametrize("on_bad", ["error", "skip"])
 @pytest.mark.parametrize(
     ("content", "message"),

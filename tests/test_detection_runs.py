@@ -221,7 +221,9 @@ def test_every_row_has_the_seeds_that_it_is_of(capsys):
         about = {"frequencies": ["r"], "versions": {}, "recipe": {"name": f"scenes/{name}", "detector": detector}}
         return about | {"seed": seed, "rows": {"baseline": row}}
 
-    record = combined_precision("scenes", {"a": [result("a", 0), result("a", 1)], "b": [result("b", 0)]})
+    seeds = [result("a", 0), result("a", 1)]
+    seeds[0]["rows"]["tde"] = seeds[0]["rows"]["baseline"]  # made of one seed alone: no row of this run
+    record = combined_precision("scenes", {"a": seeds, "b": [result("b", 0)]})
     assert (record["seeds"], [row["seeds"] for row in record["rows"]]) == ([0, 1], [[0, 1], [0]])
     print_precision(Console(width=100), record)
     out = capsys.readouterr().out

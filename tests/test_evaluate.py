@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from causal_oracles import unchecked
 from tailwise import CausalClassifier, ClassCounts, InputError, Store
 from tailwise.adjust import sweep_alpha
 from tailwise.data import string_array
@@ -121,6 +123,13 @@ def test_metrics_refuse():
         per_class_accuracy(np.array([0]), np.array([2]), 2)
     with pytest.raises(InputError, match="predicted"):
         per_class_accuracy(np.array([0, 1]), np.array([1]), 2)
+    for predicted, labels in (([[0], [1]], [0, 1]), (np.eye(2), [0, 1]), ([0, 1], [[0], [1]]), (1, [0])):
+        with pytest.raises(InputError, match=r"predicted: expected classes \[N\] and labels \[N\]"), unchecked():
+            per_class_accuracy(np.array(predicted), np.array(labels), 2)
+    with pytest.raises(InputError, match="predicted: expected one class for each of 3 labels, at least one, got 1"):
+        metric("all", np.array([0, 1, 1]), ClassCounts((200, 5)))(np.array([1]))
+    with pytest.raises(InputError, match=r"logits: expected finite numbers, got NaN .*first: row 1"):
+        top_k_accuracy(np.array([[0.0, 1.0, 2.0], [math.nan, math.nan, 0.0]]), np.array([2, 2]), k=1)
     counts = ClassCounts((200, 5))
     for call in (lambda p, y: group_confusion(p, y, counts), lambda p, y: macro_f1(p, y, 2)):
         for value in (-1, 2):

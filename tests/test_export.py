@@ -238,6 +238,8 @@ def test_an_empty_group_is_a_dash_and_a_bar_in_a_name_breaks_no_table():
     card = export.model_card(about, row, "tde", {})
     assert "| - | - | 50.0 | 50.0 |" in card
     assert "| a\\|b | 3 | - |" in card
+    adjusted = export.model_card(about, row | {"alpha": {"value": 1.0, "from": "val"}}, "tde", {})
+    assert ["choose the strength anew" in text for text in (card, adjusted)] == [False, True]
 
 
 # ------------------------------------------------------------------------------------------------- nothing half-done

@@ -133,6 +133,8 @@ def test_names_in_safetensors_and_limit_case(files):
     untouched, alpha = fold_mean_direction(linear, x, 0.0)
     assert alpha == 0
     assert torch.equal(untouched(x), linear(x))
+    with pytest.raises(InputError, match="features: expected those of the training images, got none"):
+        fold_mean_direction(linear, x[:0])
 
 
 @pytest.mark.parametrize("method", METHODS[1:])

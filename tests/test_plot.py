@@ -63,6 +63,7 @@ def test_plot_refuses_in_one_line_and_writes_nothing(digits, tmp_path, capsys):
         ([digits, "--figure", "alpah"], "figure: unknown value 'alpah'; did you mean 'alpha'?"),
         ([digits, "--figure", "norm-power", "--out", out], f"{digits}: figure norm-power needs a linear classifier"),
         ([digits, "--figure", "alpha", "--out", f"{out}.pdf"], "out: expected a name that ends in .png or .svg"),
+        ([digits, "--figure", "alpha", "--out", "."], "out: expected a file's name, got ."),
         ([digits, "--figure", "alpha", "--out", tmp_path / "no/a"], f"{tmp_path}/no/a.png: cannot write (No such file"),
         ([tmp_path, "--figure", "alpha"], f"{tmp_path}: expected a run folder with recipe.json"),
         (["--figure", "alpha"], "figure: alpha expected at least one run folder, got none"),

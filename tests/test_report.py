@@ -5,10 +5,12 @@ import hashlib
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import tailwise
 from reports import call, source_of
@@ -23,6 +25,7 @@ from tailwise.experiments.strengths import SCORES, strength_paths
 from tailwise.experiments.trained import Asked
 from tailwise.figures.report import report_record
 from tailwise.report.page import Results, embedded_json, packed, png, render_page
+from tailwise.report.progress import Bars
 from tailwise.report.summary import combined, compared, mean_and_std
 from tailwise.report.table import table_of
 
@@ -237,3 +240,15 @@ def test_a_row_says_over_which_seeds_it_is(sources):
 def test_compare_needs_a_run():
     with pytest.raises(InputError, match="compare: expected at least one run folder, got none"):
         compare()
+
+
+def test_a_bar_goes_when_its_run_stops():
+    """Of a table of runs the others go on; and a run may stop before it began."""
+    with Bars(Console(file=io.StringIO(), force_terminal=True)) as bars:
+        bars.stopped(kept=False)
+        for number in range(2):
+            bars.begin(f"run {number}", 3, {}, Path())
+            bars.epoch({"number": 1, "loss": 1.0, "val": None, "images_per_second": 1.0})
+            assert [task.description for task in bars.progress.tasks] == [f"run {number}"]
+            bars.stopped(kept=True)
+        assert not bars.progress.tasks

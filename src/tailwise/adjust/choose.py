@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tailwise import checks
 from tailwise.adjust.nearest_mean import check_samples
+from tailwise.adjust.search import middle_of_best
 from tailwise.adjust.total_direct_effect import head_cosine
 from tailwise.adjust.unseen import unseen_expected
 from tailwise.classifiers import NormalizedClassifier
@@ -262,12 +263,6 @@ def times_drawn(labels: NDArray[np.int64], resamples: int, seed: int) -> NDArray
 def scores_of(right: NDArray[np.bool_], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weighted sums of what is right, [V, columns]; some values at a time, since `right` grows eightfold."""
     return np.concatenate([part @ weights for part in np.array_split(right, max(1, right.size // 2**23))])
-
-
-def middle_of_best(scores: NDArray[np.float64]) -> int:
-    """The middle of the highest scores, which may differ by how a sum was rounded."""
-    best = np.flatnonzero(scores >= scores.max() - 1e-9)
-    return int(best[len(best) // 2])
 
 
 def interval_of(values: Sequence[float] | NDArray[np.float64]) -> Interval:

@@ -158,8 +158,13 @@ def choose(values: Sequence[float], predictions: NDArray[np.int64], score: Score
     scores = tuple(float(score(predicted)) for predicted in predictions)
     for value, result in zip(values, scores, strict=True):
         checks.number(f"score at {value:g}", result)
-    best = [value for value, result in zip(values, scores, strict=True) if result == max(scores)]
-    return Sweep(tuple(values), scores, best[len(best) // 2])
+    return Sweep(tuple(values), scores, values[middle_of_best(np.array(scores))])
+
+
+def middle_of_best(scores: NDArray[np.float64]) -> int:
+    """The middle of the highest scores, which may differ by how a sum was rounded."""
+    best = np.flatnonzero(scores >= scores.max() - 1e-9)
+    return int(best[len(best) // 2])
 
 
 @torch.no_grad()
