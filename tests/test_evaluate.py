@@ -210,6 +210,15 @@ def test_a_store_of_images_on_disk_has_their_ids(tmp_path):
     assert Store.load(tmp_path / "test", "abc").ids.tolist() == names
 
 
+def test_a_link_to_a_store_stays_one(tmp_path):
+    a_store().save(tmp_path / "there")
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    a_store(checkpoint="new").save(tmp_path / "link")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
+    assert (tmp_path / "link").is_symlink()
+    assert Store.load(tmp_path / "there", "new").checkpoint == "new"
+
+
 def test_store_of_another_checkpoint_is_refused(tmp_path):
     a_store().save(tmp_path / "test")
     with pytest.raises(InputError, match="made by checkpoint abc, expected xyz"):

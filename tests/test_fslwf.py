@@ -158,6 +158,16 @@ def test_few_shot_classes_are_found_and_base_classes_not_forgotten():
     assert before[4:].mean().item() < 0.5
 
 
+def test_a_default_of_float64_is_no_hindrance():
+    x, y, centers = data()
+    torch.set_default_dtype(torch.float64)
+    try:
+        classifier = fit_fslwf(x, y, centers, episodes=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert classifier(x).isfinite().all()
+
+
 def test_base_classes_learn_from_episodes_alone():
     """From weights that know nothing; told apart from one another."""
     x, y, _ = data()

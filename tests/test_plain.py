@@ -14,8 +14,18 @@ from safetensors.torch import save_file as save_tensors
 
 import tailwise
 from reports import run
-from tailwise import InputError
-from tailwise.adjust import fit_crt, fit_lws, fit_ncm, fold_mean_direction, fold_tau_norm, learn_linear
+from tailwise import ClassCounts, InputError
+from tailwise.adjust import (
+    fit_crt,
+    fit_lws,
+    fit_ncm,
+    fold_mean_direction,
+    fold_tau_norm,
+    learn_linear,
+    learn_norm_power,
+    tau_norm_components,
+)
+from tailwise.adjust.unseen import unseen_expected
 from tailwise.own_features import METHODS, PlainModel, adjust_plain, read_plain
 from tailwise.train import load_checkpoint
 
@@ -144,6 +154,22 @@ def test_a_class_without_a_feature_is_never_predicted(files, method):
     with pytest.warns(UserWarning, match=r"1 of 4 classes .*\b3\b"):
         found = adjust_plain(PlainModel(linear, x[y < 3], y[y < 3]), method).classifier
     assert found(x)[:, 3].tolist() == [-math.inf] * len(x)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
+def test_a_class_that_the_layer_never_saw_may_have_features(files, method):
+    """Its row in the layer says nothing; what learns from the features alone does predict it."""
+    _, linear, x, y = files
+    linear.weight.data[3] = 5 * x.mean(dim=0)
+    with unseen_expected():
+        found = adjust_plain(PlainModel(linear, x, y, counts=ClassCounts((120, 40, 12, 0))), method)
+    masked = (found.classifier(x)[:, 3] == -math.inf).all()
+    assert masked == (found.method in ("la", "tau-norm", "lws", "tde"))
+    if method == "tau-norm":
+        known = y < 3
+        assert found.notes["norm_power"] == learn_norm_power(
+            tau_norm_components(x[known], linear, counts=ClassCounts((120, 40, 12, 0))), y[known]
+        )
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.02])

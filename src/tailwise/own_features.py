@@ -38,8 +38,9 @@ class PlainModel:
     """The last layer as trained, and features [N, D] with labels [N] to adjust it on.
 
     val: features and labels to choose on, of other images, best unseen by the layer; None is folds of the first.
-    counts: images per class that the layer was trained on, whose prior "la" removes and without which a class is never
-        predicted; None takes the labels for a fair sample of them.
+    counts: images per class that the layer was trained on, whose prior "la" removes; None takes the labels for a fair
+        sample of them. A class without any is never predicted by what goes by the layer's own row for it: "la",
+        "tau-norm", "lws", "tde".
     """
 
     classifier: LinearClassifier
@@ -99,7 +100,8 @@ def read_plain(
 
 def _counts(path: Path, num_classes: int) -> ClassCounts:
     found = _named(path, read_arrays(path), "counts", dims=1)[1]
-    if len(found) != num_classes or (found < 0).any() or (found != np.floor(found)).any() or not found.any():
+    whole = np.isfinite(found) & (found >= 0) & (found == np.floor(found))
+    if len(found) != num_classes or not whole.all() or not found.any():
         raise checks.InputError(f"{path}: expected {num_classes} numbers of images, got {found.tolist()}")
     return ClassCounts(tuple(int(count) for count in found))
 
@@ -174,7 +176,10 @@ def _adjusted(model: PlainModel, method: str, x: Tensor, y: Tensor, strength: fl
         folded = fold_logit_adjustment(linear, counts, temperature=strength)
         return Result(method, folded, {"strength": strength, "prior": prior})
     if method == "tau-norm":
-        power = learn_norm_power(tau_norm_components(x, linear, counts=counts), y) if strength is None else strength
+        power = strength
+        if power is None:
+            known = torch.tensor(counts.per_class)[y] > 0  # the others have no logit to learn by
+            power = learn_norm_power(tau_norm_components(x[known], linear, counts=counts), y[known])
         return Result(method, fold_tau_norm(linear, power, counts=counts), {"norm_power": power})
     if method == "tde":
         folded, alpha = fold_mean_direction(linear, x, strength, counts=counts)

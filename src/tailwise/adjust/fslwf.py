@@ -138,9 +138,9 @@ def fit_fslwf(
     rate = cosine(learning_rate, episodes)
     with torch.inference_mode(False), torch.enable_grad():
         x = features.detach().float()
-        generate = WeightGenerator(x.shape[1], len(base), seed=seed).to(device)
+        generate = WeightGenerator(x.shape[1], len(base), seed=seed).to(device, x.dtype)
         base_weight = nn.Parameter(unit(weight.detach().float()[base].to(device)))
-        scale = nn.Parameter(torch.tensor(SCALE, device=device))
+        scale = nn.Parameter(torch.tensor(SCALE, device=device, dtype=x.dtype))
         optimizer = SGD(
             [*generate.parameters(), base_weight, scale], momentum=0.9, nesterov=True, weight_decay=weight_decay
         )

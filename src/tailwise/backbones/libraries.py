@@ -87,7 +87,7 @@ class HuggingFaceNet(nn.Module):
             ) from error
         self.net: Any = getattr(model, "vision_model", model)
         config = self.net.config
-        width = getattr(config, "hidden_sizes", [None])[-1] or getattr(config, "hidden_size", None)
+        width = (getattr(config, "hidden_sizes", None) or [getattr(config, "hidden_size", None)])[-1]
         if width is None:
             raise checks.InputError(f"backbone.name: expected a model with a width (hidden_size), got hf:{name}")
         self.num_features: int = width

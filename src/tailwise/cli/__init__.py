@@ -76,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(f"cannot write ({error.strerror})")
     except KeyboardInterrupt:
         verb = next(iter(sys.argv[1:] if arguments is None else arguments), None)
-        goes_on = {"train": "; with --resume it goes on where it stopped", "reproduce": "; again, it goes on"}
-        print(f"tailwise: interrupted{goes_on.get(str(verb), '')}", file=sys.stderr)
+        again = {"train": "; with --resume it goes on", "reproduce": "; the same command goes on"}
+        print(f"tailwise: interrupted{again.get(str(verb), '')}", file=sys.stderr)
         sys.exit(130)
     if "torch" in sys.modules:
         from tailwise import ranks

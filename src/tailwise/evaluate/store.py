@@ -61,7 +61,7 @@ class Store:
         Raises:
             InputError: the folder cannot be written.
         """
-        folder, temporary = Path(folder), None
+        folder, temporary = Path(folder).resolve(), None  # of a link, the folder that it stands for
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))

@@ -16,6 +16,8 @@ from tailwise.train.compute import Compute, device_of
 from tailwise.train.sharpness import at_worst_nearby, held
 from tailwise.train.stage import FollowsEpochs, MovesOncePerStep, Stage
 
+MIRRORS = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # what an optimiser keeps in the shape of a parameter
+
 
 class Training:
     """A stage at work on a model that is placed where it is to be trained."""
@@ -204,7 +206,7 @@ class Training:
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
             place, _, key = rest.partition(".")
-            if kind == "optimizer" and tensor.dim():
+            if kind == "optimizer" and key in MIRRORS:
                 shapes = [list(learning[int(place)].shape)] if int(place) < len(learning) else []
                 if list(tensor.shape) not in shapes:
                     raise checks.InputError(
