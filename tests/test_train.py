@@ -246,6 +246,18 @@ def test_cross_entropy_oracle_and_module():
     torch.testing.assert_close(CrossEntropy()(logits, target), torch.tensor(sum(each) / 5).double())
 
 
+@pytest.mark.parametrize("trainable", ["classifier", ()])
+def test_what_is_trained_is_named_in_a_tuple(trainable):
+    with pytest.raises(InputError, match="trainable: expected names of modules, such as"), unchecked():
+        stage(trainable=trainable)
+
+
+def test_a_model_with_nothing_to_train_is_named():
+    model = torch.nn.Linear(4, 3).requires_grad_(False)
+    with pytest.raises(InputError, match="trainable: expected a module with parameters to train, got "):
+        fit(model, [stage()], lambda *_: toy_batches(8, 4))
+
+
 def test_a_seed_may_be_numpys():
     with unchecked():
         assert mixed_seed(*np.arange(3)) == mixed_seed(0, 1, 2)
